@@ -1,0 +1,475 @@
+//! SCRAM-SHA-256 and its channel-binding variant (RFC 5802, RFC 7677), both sides; one type for each state.
+//!
+//! The server's side works from a verifier and never sees a password; what it learns from a client's proof (the
+//! client key) is enough to log in to a server that has the same verifier. The client's side works from either.
+
+use aws_lc_rs::{digest, hmac, pbkdf2};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use std::num::NonZeroU32;
+use subtle::ConstantTimeEq;
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+/// The mechanism without channel binding.
+pub const SCRAM_SHA_256: &str = "SCRAM-SHA-256";
+/// The mechanism with channel binding.
+pub const SCRAM_SHA_256_PLUS: &str = "SCRAM-SHA-256-PLUS";
+/// PostgreSQL's default iteration count (`scram_iterations`).
+pub const DEFAULT_ITERATIONS: u32 = 4096;
+/// More iterations than this cost a CPU too long to be anything but an attack (RUSTSEC-2026-0179).
+const MAX_ITERATIONS: u32 = 100_000;
+/// Longest nonce or salt that is looked at, in bytes (CVE-2026-6665).
+const MAX_FIELD: usize = 1024;
+const KEY: usize = 32;
+
+/// Why an exchange failed. The peer is told as little as PostgreSQL tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ScramError {
+    /// The message does not have the layout of its step.
+    #[error("malformed SCRAM message")]
+    Malformed,
+    /// The peer asks for more than the limits of this implementation.
+    #[error("SCRAM parameters are out of bounds")]
+    Bounds,
+    /// The proof does not fit the verifier: a wrong password.
+    #[error("the SCRAM proof is wrong")]
+    Proof,
+    /// Channel binding was tampered with, or is used where it was not offered.
+    #[error("SCRAM channel binding does not match")]
+    Binding,
+    /// The server does not know the verifier it claims to have.
+    #[error("the server's SCRAM signature is wrong")]
+    Server,
+}
+
+/// What `pg_authid` stores for a SCRAM user.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Verifier {
+    iterations: u32,
+    salt: Vec<u8>,
+    stored_key: [u8; KEY],
+    server_key: [u8; KEY],
+}
+
+impl std::fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Verifier")
+    }
+}
+
+/// What proves to a server that one is the user: enough to log in, not enough to know the password.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct Keys {
+    client_key: [u8; KEY],
+    server_key: [u8; KEY],
+}
+
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Keys")
+    }
+}
+
+fn hmac_sha256(key: &[u8], data: &[u8]) -> [u8; KEY] {
+    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), data);
+    let mut out = [0; KEY];
+    out.copy_from_slice(tag.as_ref());
+    out
+}
+
+fn sha256(data: &[u8]) -> [u8; KEY] {
+    let mut out = [0; KEY];
+    out.copy_from_slice(digest::digest(&digest::SHA256, data).as_ref());
+    out
+}
+
+fn xor(a: &[u8; KEY], b: &[u8; KEY]) -> [u8; KEY] {
+    std::array::from_fn(|i| a[i] ^ b[i])
+}
+
+fn decode(text: &str) -> Result<Vec<u8>, ScramError> {
+    if text.len() > MAX_FIELD {
+        return Err(ScramError::Bounds);
+    }
+    BASE64.decode(text).map_err(|_| ScramError::Malformed)
+}
+
+fn decode_key(text: &str) -> Result<[u8; KEY], ScramError> {
+    decode(text)?.try_into().map_err(|_| ScramError::Malformed)
+}
+
+impl Keys {
+    /// Derives the keys of a password: slow by design, so not on a thread that has others to serve.
+    pub fn derive(password: &str, salt: &[u8], iterations: NonZeroU32) -> Self {
+        let prepared = stringprep::saslprep(password);
+        let password = prepared.as_deref().unwrap_or(password);
+        let mut salted = [0; KEY];
+        pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, iterations, salt, password.as_bytes(), &mut salted);
+        let keys =
+            Self { client_key: hmac_sha256(&salted, b"Client Key"), server_key: hmac_sha256(&salted, b"Server Key") };
+        salted.zeroize();
+        keys
+    }
+}
+
+impl Verifier {
+    /// Makes a verifier, as `CREATE ROLE` does; the salt should be random.
+    pub fn new(password: &str, salt: &[u8], iterations: NonZeroU32) -> Self {
+        let keys = Keys::derive(password, salt, iterations);
+        Self {
+            iterations: iterations.get(),
+            salt: salt.to_vec(),
+            stored_key: sha256(&keys.client_key),
+            server_key: keys.server_key,
+        }
+    }
+
+    /// Reads PostgreSQL's form: `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (parameters, keys) = text.strip_prefix("SCRAM-SHA-256$")?.split_once('$')?;
+        let (iterations, salt) = parameters.split_once(':')?;
+        let (stored_key, server_key) = keys.split_once(':')?;
+        let iterations: u32 = iterations.parse().ok()?;
+        (1..=MAX_ITERATIONS).contains(&iterations).then_some(())?;
+        Some(Self {
+            iterations,
+            salt: decode(salt).ok()?,
+            stored_key: decode_key(stored_key).ok()?,
+            server_key: decode_key(server_key).ok()?,
+        })
+    }
+
+    /// Whether this is the password. Slow by design.
+    pub fn fits(&self, password: &str) -> bool {
+        let Some(iterations) = NonZeroU32::new(self.iterations) else { return false };
+        let keys = Keys::derive(password, &self.salt, iterations);
+        sha256(&keys.client_key).ct_eq(&self.stored_key).into()
+    }
+
+    /// A verifier for a user that does not exist: the same one each time, so that the exchange tells nothing.
+    pub fn mock(user: &str, process_secret: &[u8; KEY]) -> Self {
+        let salt = hmac_sha256(process_secret, user.as_bytes());
+        Self {
+            iterations: DEFAULT_ITERATIONS,
+            salt: salt[..16].to_vec(),
+            stored_key: hmac_sha256(process_secret, b"stored"),
+            server_key: hmac_sha256(process_secret, b"server"),
+        }
+    }
+}
+
+impl std::fmt::Display for Verifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [salt, stored, server] = [&self.salt[..], &self.stored_key, &self.server_key].map(|b| BASE64.encode(b));
+        write!(f, "SCRAM-SHA-256${}:{salt}${stored}:{server}", self.iterations)
+    }
+}
+
+/// The value of the next attribute of a message, which must have this letter.
+fn attribute<'a>(rest: &mut std::str::Split<'a, char>, letter: &str) -> Result<&'a str, ScramError> {
+    let field = rest.next().ok_or(ScramError::Malformed)?;
+    field.strip_prefix(letter).and_then(|f| f.strip_prefix('=')).ok_or(ScramError::Malformed)
+}
+
+// ----------------------------------------------------------------------------------------------- the server's side
+
+/// The server's side, waiting for the client's proof.
+pub struct ServerExchange {
+    verifier: Verifier,
+    /// What the client must send back as its `c` attribute.
+    binding: String,
+    nonce: String,
+    /// The first two messages, as they go into the signature.
+    auth_message: String,
+    first: String,
+}
+
+impl ServerExchange {
+    /// Takes the client's first message. `end_point` is our channel binding data where TLS has one; `plus` is whether the
+    /// client chose the mechanism with channel binding.
+    pub fn start(
+        client_first: &[u8],
+        verifier: Verifier,
+        end_point: Option<&[u8]>,
+        plus: bool,
+        our_nonce: &str,
+    ) -> Result<Self, ScramError> {
+        let text = std::str::from_utf8(client_first).map_err(|_| ScramError::Malformed)?;
+        if text.len() > 2 * MAX_FIELD {
+            return Err(ScramError::Bounds);
+        }
+        let mut fields = text.split(',');
+        let flag = fields.next().ok_or(ScramError::Malformed)?;
+        let authzid = fields.next().ok_or(ScramError::Malformed)?;
+        if !authzid.is_empty() {
+            return Err(ScramError::Malformed);
+        }
+        let header = format!("{flag},,");
+        let binding = match (flag, plus, end_point) {
+            ("n", false, _) => header.clone().into_bytes(),
+            // "I could, but you cannot": a lie told by someone in between, if we did offer it.
+            ("y", false, None) => header.clone().into_bytes(),
+            ("p=tls-server-end-point", true, Some(end_point)) => [header.as_bytes(), end_point].concat(),
+            ("n" | "y" | "p=tls-server-end-point", ..) => return Err(ScramError::Binding),
+            _ => return Err(ScramError::Malformed),
+        };
+        let bare = text.get(header.len()..).ok_or(ScramError::Malformed)?;
+        // The user was named in the startup packet; the name here is ignored, as PostgreSQL does.
+        attribute(&mut fields, "n")?;
+        let client_nonce = attribute(&mut fields, "r")?;
+        if client_nonce.is_empty() || !client_nonce.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(ScramError::Malformed);
+        }
+        let nonce = format!("{client_nonce}{our_nonce}");
+        let first = format!("r={nonce},s={},i={}", BASE64.encode(&verifier.salt), verifier.iterations);
+        let auth_message = format!("{bare},{first}");
+        Ok(Self { verifier, binding: BASE64.encode(binding), nonce, auth_message, first })
+    }
+
+    /// Our first message.
+    pub fn message(&self) -> &str {
+        &self.first
+    }
+
+    /// Takes the client's proof; gives our final message, and the keys that log in elsewhere as this user.
+    pub fn finish(self, client_final: &[u8]) -> Result<(String, Keys), ScramError> {
+        let text = std::str::from_utf8(client_final).map_err(|_| ScramError::Malformed)?;
+        let (without_proof, proof) = text.rsplit_once(",p=").ok_or(ScramError::Malformed)?;
+        let mut fields = without_proof.split(',');
+        let binding = attribute(&mut fields, "c")?;
+        let nonce = attribute(&mut fields, "r")?;
+        if binding != self.binding {
+            return Err(ScramError::Binding);
+        }
+        if nonce != self.nonce {
+            return Err(ScramError::Malformed);
+        }
+        let proof = decode_key(proof)?;
+        let auth_message = format!("{},{without_proof}", self.auth_message);
+        let signature = hmac_sha256(&self.verifier.stored_key, auth_message.as_bytes());
+        let client_key = xor(&proof, &signature);
+        if !bool::from(sha256(&client_key).ct_eq(&self.verifier.stored_key)) {
+            return Err(ScramError::Proof);
+        }
+        let server_signature = hmac_sha256(&self.verifier.server_key, auth_message.as_bytes());
+        let keys = Keys { client_key, server_key: self.verifier.server_key };
+        Ok((format!("v={}", BASE64.encode(server_signature)), keys))
+    }
+}
+
+// ----------------------------------------------------------------------------------------------- the client's side
+
+/// Our channel binding towards a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Binding<'a> {
+    /// No TLS, or a certificate that has no binding data.
+    None,
+    /// TLS, but the server did not offer the mechanism.
+    NotOffered,
+    /// The hash of the server's certificate.
+    EndPoint(&'a [u8]),
+}
+
+impl Binding<'_> {
+    fn header(self) -> &'static str {
+        match self {
+            Self::None => "n,,",
+            Self::NotOffered => "y,,",
+            Self::EndPoint(_) => "p=tls-server-end-point,,",
+        }
+    }
+
+    fn data(self) -> Vec<u8> {
+        match self {
+            Self::None | Self::NotOffered => self.header().into(),
+            Self::EndPoint(data) => [self.header().as_bytes(), data].concat(),
+        }
+    }
+}
+
+/// The client's side, waiting for the server's first message.
+pub struct ClientFirst {
+    nonce: String,
+    header: &'static str,
+    binding: String,
+}
+
+impl ClientFirst {
+    /// Starts an exchange.
+    pub fn start(binding: Binding<'_>, nonce: String) -> Self {
+        Self { header: binding.header(), binding: BASE64.encode(binding.data()), nonce }
+    }
+
+    /// Our first message. PostgreSQL takes the user from the startup packet.
+    pub fn message(&self) -> String {
+        format!("{}n=,r={}", self.header, self.nonce)
+    }
+
+    /// Takes the server's first message.
+    pub fn challenge(self, server_first: &[u8]) -> Result<Challenge, ScramError> {
+        if server_first.len() > 3 * MAX_FIELD {
+            return Err(ScramError::Bounds);
+        }
+        let text = std::str::from_utf8(server_first).map_err(|_| ScramError::Malformed)?;
+        let mut fields = text.split(',');
+        let nonce = attribute(&mut fields, "r")?;
+        let salt = decode(attribute(&mut fields, "s")?)?;
+        let iterations: i64 = attribute(&mut fields, "i")?.parse().map_err(|_| ScramError::Malformed)?;
+        let iterations = u32::try_from(iterations).ok().filter(|i| *i <= MAX_ITERATIONS).and_then(NonZeroU32::new);
+        if nonce.len() > MAX_FIELD || !nonce.starts_with(&self.nonce) || nonce.len() == self.nonce.len() {
+            return Err(ScramError::Bounds);
+        }
+        Ok(Challenge {
+            salt,
+            iterations: iterations.ok_or(ScramError::Bounds)?,
+            without_proof: format!("c={},r={nonce}", self.binding),
+            auth_message: format!("n=,r={},{text}", self.nonce),
+        })
+    }
+}
+
+/// The client's side, knowing salt and iterations.
+pub struct Challenge {
+    /// The salt of the user's password.
+    pub salt: Vec<u8>,
+    /// How often it is hashed.
+    pub iterations: NonZeroU32,
+    without_proof: String,
+    auth_message: String,
+}
+
+impl Challenge {
+    /// Proves that we have the keys; gives our final message.
+    pub fn prove(self, keys: &Keys) -> (String, ServerFinal) {
+        let auth_message = format!("{},{}", self.auth_message, self.without_proof);
+        let signature = hmac_sha256(&sha256(&keys.client_key), auth_message.as_bytes());
+        let proof = xor(&keys.client_key, &signature);
+        let expected = hmac_sha256(&keys.server_key, auth_message.as_bytes());
+        (format!("{},p={}", self.without_proof, BASE64.encode(proof)), ServerFinal { expected })
+    }
+}
+
+/// The client's side, waiting for the server to prove itself.
+pub struct ServerFinal {
+    expected: [u8; KEY],
+}
+
+impl ServerFinal {
+    /// Takes the server's final message.
+    pub fn verify(self, server_final: &[u8]) -> Result<(), ScramError> {
+        let text = std::str::from_utf8(server_final).map_err(|_| ScramError::Malformed)?;
+        let signature = decode_key(attribute(&mut text.split(','), "v")?)?;
+        if signature.ct_eq(&self.expected).into() { Ok(()) } else { Err(ScramError::Server) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::nonce;
+
+    const ITERATIONS: NonZeroU32 = NonZeroU32::new(DEFAULT_ITERATIONS).unwrap();
+
+    /// Runs a whole exchange of our client against our server.
+    fn exchange(
+        password: &str,
+        verifier: &Verifier,
+        client: Binding<'_>,
+        end_point: Option<&[u8]>,
+    ) -> Result<(), ScramError> {
+        let plus = matches!(client, Binding::EndPoint(_));
+        let first = ClientFirst::start(client, nonce());
+        let server = ServerExchange::start(first.message().as_bytes(), verifier.clone(), end_point, plus, &nonce())?;
+        let challenge = first.challenge(server.message().as_bytes())?;
+        let keys = Keys::derive(password, &challenge.salt, challenge.iterations);
+        let (proof, last) = challenge.prove(&keys);
+        let (message, learnt) = server.finish(proof.as_bytes())?;
+        assert_eq!(learnt.client_key, keys.client_key, "what the server learns is what logs in elsewhere");
+        last.verify(message.as_bytes())
+    }
+
+    #[test]
+    fn scram_password_ok_wrong_missing() {
+        let verifier = Verifier::new("pencil", b"salt", ITERATIONS);
+        assert_eq!(exchange("pencil", &verifier, Binding::None, None), Ok(()));
+        assert_eq!(exchange("pencil", &verifier, Binding::NotOffered, None), Ok(()));
+        assert_eq!(exchange("Pencil", &verifier, Binding::None, None), Err(ScramError::Proof));
+        assert_eq!(exchange("", &verifier, Binding::None, None), Err(ScramError::Proof));
+        assert_eq!(exchange("pencil", &Verifier::mock("x", &[1; 32]), Binding::None, None), Err(ScramError::Proof));
+    }
+
+    #[test]
+    fn i13_channel_binding_cannot_be_stripped_or_swapped() {
+        let verifier = Verifier::new("pencil", b"salt", ITERATIONS);
+        let [ours, theirs] = [b"hash of our certificate".as_slice(), b"hash of another certificate"];
+        assert_eq!(exchange("pencil", &verifier, Binding::EndPoint(ours), Some(ours)), Ok(()));
+        assert_eq!(exchange("pencil", &verifier, Binding::EndPoint(theirs), Some(ours)), Err(ScramError::Binding));
+        assert_eq!(exchange("pencil", &verifier, Binding::EndPoint(ours), None), Err(ScramError::Binding));
+        assert_eq!(exchange("pencil", &verifier, Binding::NotOffered, Some(ours)), Err(ScramError::Binding));
+        assert_eq!(exchange("pencil", &verifier, Binding::None, Some(ours)), Ok(()));
+    }
+
+    #[test]
+    fn our_client_agrees_with_an_independent_server_verifier_and_our_server_with_an_independent_client() {
+        use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
+        // Verifiers: ours reads what postgres-protocol writes.
+        let verifier = Verifier::parse(&postgres_protocol::password::scram_sha_256(b"p\xc3\xa4ss")).unwrap();
+        assert_eq!(exchange("p\u{e4}ss", &verifier, Binding::None, None), Ok(()));
+        // Exchange: postgres-protocol's client against our server.
+        let mut client = ScramSha256::new("p\u{e4}ss".as_bytes(), ChannelBinding::unsupported());
+        let server = ServerExchange::start(client.message(), verifier, None, false, &nonce()).unwrap();
+        client.update(server.message().as_bytes()).unwrap();
+        let (last, _) = server.finish(client.message()).unwrap();
+        client.finish(last.as_bytes()).unwrap();
+    }
+
+    #[test]
+    fn i14_a_servers_parameters_are_bounded_before_any_work_is_done() {
+        let start = || ClientFirst::start(Binding::None, "abc".into());
+        let long = "x".repeat(64 * 1024);
+        for (message, error) in [
+            ("r=abcd,s=AAAA,i=2147483647".to_owned(), ScramError::Bounds),
+            ("r=abcd,s=AAAA,i=100001".to_owned(), ScramError::Bounds),
+            ("r=abcd,s=AAAA,i=0".to_owned(), ScramError::Bounds),
+            ("r=abcd,s=AAAA,i=-1".to_owned(), ScramError::Bounds),
+            ("r=abcd,s=AAAA,i=x".to_owned(), ScramError::Malformed),
+            (format!("r=abc{long},s=AAAA,i=4096"), ScramError::Bounds),
+            (format!("r=abcd,s={long},i=4096"), ScramError::Bounds),
+            ("r=xyz,s=AAAA,i=4096".to_owned(), ScramError::Bounds),
+            ("r=abc,s=AAAA,i=4096".to_owned(), ScramError::Bounds),
+            ("e=other-error".to_owned(), ScramError::Malformed),
+        ] {
+            assert_eq!(start().challenge(message.as_bytes()).err(), Some(error), "{:.60}", message);
+        }
+        assert!(start().challenge(b"r=abcd,s=AAAA,i=4096").is_ok());
+    }
+
+    #[test]
+    fn a_servers_false_signature_is_noticed() {
+        let first = ClientFirst::start(Binding::None, "abc".into());
+        let challenge = first.challenge(b"r=abcd,s=AAAA,i=4096").unwrap();
+        let keys = Keys::derive("x", &challenge.salt, challenge.iterations);
+        let (_, last) = challenge.prove(&keys);
+        assert_eq!(last.verify(format!("v={}", BASE64.encode([0; 32])).as_bytes()), Err(ScramError::Server));
+    }
+
+    #[test]
+    fn malformed_client_messages_are_refused() {
+        let start = |m: &[u8]| ServerExchange::start(m, Verifier::mock("u", &[0; 32]), None, false, "n").map(|_| ());
+        for message in
+            [b"".as_slice(), b"n", b"n,", b"n,,", b"n,,n=", b"n,,n=,r=", b"n,a=x,n=,r=abc", b"x,,n=,r=abc", b"\xff"]
+        {
+            assert_eq!(start(message), Err(ScramError::Malformed), "{:?}", message.escape_ascii().to_string());
+        }
+        assert_eq!(start(b"n,,n=,r=abc"), Ok(()));
+    }
+
+    #[test]
+    fn a_verifier_reads_back_as_it_was_written() {
+        let verifier = Verifier::new("x", b"salt", ITERATIONS);
+        assert_eq!(Verifier::parse(&verifier.to_string()), Some(verifier));
+        for bad in ["", "SCRAM-SHA-256$", "SCRAM-SHA-256$4096:AA==$AA==:AA==", "SCRAM-SHA-256$0:AA==$x:y", "md5abc"] {
+            assert_eq!(Verifier::parse(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Cancel requests: from a client to the server that runs its query, and to no other (faults.md I4).
+
+use super::entry::{CancelTarget, Clients, Order};
+use crate::server::{ServerEntry, Target, dial};
+use crate::wire::startup::CancelKey;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// How long a cancel request may take to reach its server: connect, send, see the server close.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// The lane for cancel requests: bounded, and beside the pools, so that a storm of them harms nobody (faults.md I22).
+#[derive(Debug)]
+pub struct CancelLane {
+    slots: Semaphore,
+}
+
+impl CancelLane {
+    /// A lane for so many requests at a time.
+    pub fn new(slots: usize) -> Self {
+        Self { slots: Semaphore::new(slots) }
+    }
+
+    /// Carries out a client's request. An unknown key is nobody's business: nothing is said.
+    pub async fn cancel(
+        &self,
+        clients: &Clients,
+        key: &CancelKey,
+        target_of: impl Fn(&ServerEntry) -> Option<Arc<Target>>,
+    ) {
+        let Some(client) = clients.find(key) else { return };
+        let Ok(Ok(_slot)) = tokio::time::timeout(LIMIT, self.slots.acquire()).await else { return };
+        match client.cancel_target() {
+            CancelTarget::Nothing => {}
+            CancelTarget::Queue => client.order(Order::LeaveQueue),
+            CancelTarget::Server { server, request, on_its_way } => {
+                let Some(target) = target_of(&server) else { return };
+                let connected = tokio::time::timeout(LIMIT, dial::connect(&target, true)).await;
+                let Ok(Ok(stream)) = connected else { return };
+                // While we connected, the query may have ended and another begun: that one nobody wants to cancel.
+                if client.still_runs(request) {
+                    deliver(stream, &server.key).await;
+                }
+                drop(on_its_way);
+            }
+        }
+    }
+}
+
+/// Cancels what a server runs for a client that left.
+pub(super) async fn send(server: &Arc<ServerEntry>, target: &Target) {
+    let on_its_way = server.cancel_begins();
+    if let Ok(Ok(stream)) = tokio::time::timeout(LIMIT, dial::connect(target, true)).await {
+        deliver(stream, &server.key).await;
+    }
+    drop(on_its_way);
+}
+
+/// Sends the request and waits until the server closes: PostgreSQL does that when the signal is on its way.
+async fn deliver(mut stream: crate::net::Stream, key: &CancelKey) {
+    let delivered = async {
+        stream.write_all(&key.request()).await?;
+        let mut byte = [0];
+        while stream.read(&mut byte).await? > 0 {}
+        Ok::<(), std::io::Error>(())
+    };
+    let _ = tokio::time::timeout(LIMIT, delivered).await;
+}

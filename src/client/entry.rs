@@ -1,0 +1,356 @@
+//! What others may know of a client while its own task serves it: the consoles, cancel requests, the drain.
+
+use crate::random;
+use crate::server::ServerEntry;
+use crate::server::entry::CancelOnItsWay;
+use crate::wire::startup::CancelKey;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+/// What a client is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ClientState {
+    /// Connected, and nothing runs for it.
+    Idle = 0,
+    /// It has a server.
+    Active = 1,
+    /// It waits for a server.
+    Waiting = 2,
+}
+
+impl ClientState {
+    /// PgBouncer's word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Active => "active",
+            Self::Waiting => "waiting",
+        }
+    }
+}
+
+/// What others may ask of a client's task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Order {
+    /// Nothing.
+    None = 0,
+    /// Leave the queue for a server: the client cancelled.
+    LeaveQueue = 1,
+    /// End as soon as no transaction is open.
+    Drain = 2,
+    /// End now.
+    Kill = 3,
+}
+
+/// The shared part of a client.
+#[derive(Debug)]
+pub struct ClientEntry {
+    /// Unique in this process.
+    pub id: u64,
+    /// The user it logged in as.
+    pub user: Arc<str>,
+    /// The database it asked for.
+    pub database: Arc<str>,
+    /// Its end and ours, where it is TCP.
+    pub ends: Option<(SocketAddr, SocketAddr)>,
+    /// The TLS version and cipher, where it is TLS.
+    pub tls: Option<Box<str>>,
+    /// Whether it is a replication connection: `none`, `logical` or `physical`.
+    pub replication: &'static str,
+    /// When it connected.
+    pub connected: Instant,
+    /// What cancels its queries.
+    pub key: CancelKey,
+    application_name: Mutex<Arc<str>>,
+    state: AtomicU8,
+    order: AtomicU8,
+    requested_ms: AtomicU64,
+    prepared: AtomicU32,
+    /// The number of the request that is under way, for a cancel to hit; 0 for none.
+    request: AtomicU64,
+    link: Mutex<Link>,
+}
+
+#[derive(Debug, Default)]
+struct Link {
+    server: Option<Arc<ServerEntry>>,
+    waker: Option<Waker>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What is known of a client when it has logged in.
+pub struct Identity {
+    /// The user it logged in as.
+    pub user: Arc<str>,
+    /// The database it asked for.
+    pub database: Arc<str>,
+    /// `application_name` as it stood in the startup packet.
+    pub application_name: Arc<str>,
+    /// Whether it is a replication connection.
+    pub replication: &'static str,
+    /// Whether its cancel key may be long (protocol 3.2).
+    pub long_key: bool,
+}
+
+impl ClientEntry {
+    /// What it is doing.
+    pub fn state(&self) -> ClientState {
+        match self.state.load(Ordering::Relaxed) {
+            0 => ClientState::Idle,
+            1 => ClientState::Active,
+            _ => ClientState::Waiting,
+        }
+    }
+
+    pub(super) fn set_state(&self, state: ClientState) {
+        self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    /// The name it gave its application last, as far as the pooler has seen.
+    pub fn application_name(&self) -> Arc<str> {
+        Arc::clone(&lock(&self.application_name))
+    }
+
+    /// When its last request began.
+    pub fn requested(&self) -> Instant {
+        self.connected + Duration::from_millis(self.requested_ms.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn note_request(&self, now: Instant) {
+        let ms = now.saturating_duration_since(self.connected).as_millis();
+        self.requested_ms.store(u64::try_from(ms).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// How many prepared statements it has.
+    pub fn prepared(&self) -> u32 {
+        self.prepared.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_prepared(&self, count: usize) {
+        self.prepared.store(u32::try_from(count).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+
+    /// The server it has.
+    pub fn server(&self) -> Option<Arc<ServerEntry>> {
+        lock(&self.link).server.clone()
+    }
+
+    pub(super) fn attach(&self, server: &Arc<ServerEntry>) {
+        lock(&self.link).server = Some(Arc::clone(server));
+        self.set_state(ClientState::Active);
+    }
+
+    pub(super) fn detach(&self) {
+        lock(&self.link).server = None;
+        self.set_state(ClientState::Idle);
+    }
+
+    #[inline]
+    pub(super) fn set_request(&self, number: u64) {
+        self.request.store(number, Ordering::Release);
+    }
+
+    pub(super) fn set_waker(&self, waker: &Waker) {
+        lock(&self.link).waker = Some(waker.clone());
+    }
+
+    /// Asks something of the client's task. A graver order replaces a lesser one.
+    pub fn order(&self, order: Order) {
+        self.order.fetch_max(order as u8, Ordering::AcqRel);
+        let waker = lock(&self.link).waker.clone();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    #[inline]
+    pub(super) fn ordered(&self) -> Order {
+        match self.order.load(Ordering::Acquire) {
+            0 => Order::None,
+            1 => Order::LeaveQueue,
+            2 => Order::Drain,
+            _ => Order::Kill,
+        }
+    }
+
+    /// The order to leave the queue was carried out, or there was no queue to leave.
+    pub(super) fn left_queue(&self) {
+        let _ = self.order.compare_exchange(
+            Order::LeaveQueue as u8,
+            Order::None as u8,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        );
+    }
+
+    /// What a cancel request for this client has to do.
+    pub(super) fn cancel_target(&self) -> CancelTarget {
+        let link = lock(&self.link);
+        match (self.state(), self.request.load(Ordering::Acquire), &link.server) {
+            (ClientState::Waiting, ..) => CancelTarget::Queue,
+            (_, 0, _) | (_, _, None) => CancelTarget::Nothing,
+            // Taken under the lock under which a client parts from its server: from here on the server stays out of its
+            // pool until the request has arrived (faults.md I4).
+            (ClientState::Active | ClientState::Idle, request, Some(server)) => {
+                CancelTarget::Server { server: Arc::clone(server), request, on_its_way: server.cancel_begins() }
+            }
+        }
+    }
+
+    /// Whether this request is still under way.
+    pub(super) fn still_runs(&self, request: u64) -> bool {
+        self.request.load(Ordering::Acquire) == request
+    }
+}
+
+/// What a cancel request has to do.
+pub(super) enum CancelTarget {
+    /// Nothing runs.
+    Nothing,
+    /// Take the client out of the queue.
+    Queue,
+    /// Tell this server, as long as it runs this request.
+    Server { server: Arc<ServerEntry>, request: u64, on_its_way: CancelOnItsWay },
+}
+
+/// A key that nobody can guess: 63 bits of it from the system's random source, or 287 where the protocol has room.
+fn random_key(long: bool) -> CancelKey {
+    let [p0, p1, p2, p3, secret @ ..] = random::bytes::<36>();
+    // Positive: some drivers print it.
+    let pid = i32::from_be_bytes([p0 & 0x7f, p1, p2, p3]);
+    CancelKey { pid, secret: secret[..if long { 32 } else { 4 }].into() }
+}
+
+/// All clients, by the process id of their cancel keys.
+#[derive(Debug)]
+pub struct Clients {
+    shards: [Mutex<HashMap<i32, Arc<ClientEntry>>>; 16],
+    count: AtomicUsize,
+    limit: AtomicUsize,
+    next_id: AtomicU64,
+}
+
+/// A client's place among all. Given back when it is dropped.
+#[derive(Debug)]
+pub struct Place {
+    clients: Arc<Clients>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.clients.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A client that is in the list of all. Dropped, it is taken off.
+#[derive(Debug)]
+pub struct Listed {
+    /// Its entry.
+    pub entry: Arc<ClientEntry>,
+    place: Place,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        lock(self.place.clients.shard(self.entry.key.pid)).remove(&self.entry.key.pid);
+    }
+}
+
+impl Clients {
+    /// No clients, and room for `limit`.
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            shards: Default::default(),
+            count: AtomicUsize::new(0),
+            limit: AtomicUsize::new(limit),
+            next_id: AtomicU64::new(1),
+        })
+    }
+
+    fn shard(&self, pid: i32) -> &Mutex<HashMap<i32, Arc<ClientEntry>>> {
+        &self.shards[usize::from(pid.to_le_bytes()[0] & 15)]
+    }
+
+    /// A place for one more, if there is one.
+    pub fn place(self: &Arc<Self>) -> Option<Place> {
+        let limit = self.limit.load(Ordering::Relaxed);
+        let taken = self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < limit).then_some(n + 1));
+        taken.ok().map(|_| Place { clients: Arc::clone(self) })
+    }
+
+    /// How many clients there may be.
+    pub fn limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Changes how many clients there may be. Those who are there stay.
+    pub fn set_limit(&self, limit: usize) {
+        self.limit.store(limit, Ordering::Relaxed);
+    }
+
+    /// How many places are taken.
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Puts a client on the list, with a cancel key of its own.
+    pub fn list(&self, place: Place, identity: Identity, stream: &crate::net::Stream) -> Listed {
+        let tls = stream.tls().map(|tls| {
+            let version = tls.protocol_version().and_then(|v| v.as_str()).unwrap_or("?");
+            let cipher = tls.negotiated_cipher_suite().and_then(|c| c.suite().as_str()).unwrap_or("?");
+            format!("{version}/{cipher}").into_boxed_str()
+        });
+        let ends = stream.socket().peer().zip(stream.socket().local());
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        loop {
+            let key = random_key(identity.long_key);
+            let mut shard = lock(self.shard(key.pid));
+            if shard.contains_key(&key.pid) {
+                continue;
+            }
+            let entry = Arc::new(ClientEntry {
+                id,
+                user: Arc::clone(&identity.user),
+                database: Arc::clone(&identity.database),
+                ends,
+                tls,
+                replication: identity.replication,
+                connected: Instant::now(),
+                key,
+                application_name: Mutex::new(Arc::clone(&identity.application_name)),
+                state: AtomicU8::new(ClientState::Idle as u8),
+                order: AtomicU8::new(Order::None as u8),
+                requested_ms: AtomicU64::new(0),
+                prepared: AtomicU32::new(0),
+                request: AtomicU64::new(0),
+                link: Mutex::default(),
+            });
+            shard.insert(entry.key.pid, Arc::clone(&entry));
+            return Listed { entry, place };
+        }
+    }
+
+    /// The client with this key. The secret is compared in the same time whatever it is.
+    pub fn find(&self, key: &CancelKey) -> Option<Arc<ClientEntry>> {
+        use subtle::ConstantTimeEq;
+        let shard = lock(self.shard(key.pid));
+        let found = shard.get(&key.pid)?;
+        bool::from(found.key.secret.ct_eq(&key.secret)).then(|| Arc::clone(found))
+    }
+
+    /// All clients, in the order in which they came.
+    pub fn all(&self) -> Vec<Arc<ClientEntry>> {
+        let mut all: Vec<_> = self.shards.iter().flat_map(|s| lock(s).values().cloned().collect::<Vec<_>>()).collect();
+        all.sort_by_key(|entry| entry.id);
+        all
+    }
+}

@@ -1,0 +1,224 @@
+//! One client, from hello to goodbye.
+
+mod cancel;
+mod cleanup;
+pub mod entry;
+pub mod limits;
+pub mod login;
+mod peer;
+mod relay;
+
+pub use cancel::CancelLane;
+pub use entry::{ClientEntry, Clients};
+pub use limits::Limits;
+pub use login::{AuthQuery, Door, DoorTls};
+
+use crate::auth::UserList;
+use crate::credentials::{BoxFuture, PassThrough, Proof};
+use crate::net::Stream;
+use crate::pool::{Directory, PoolName};
+use crate::session::Interners;
+use crate::wire::Report;
+use login::{Ended, LoggedIn};
+use relay::{End, Relay, Upstream};
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+/// What serving clients needs.
+pub struct Context {
+    /// All clients.
+    pub clients: Arc<Clients>,
+    /// Settings and statements that sessions share.
+    pub interners: Arc<Interners>,
+    /// All pools.
+    pub directory: Arc<Directory>,
+    /// The lane for cancel requests.
+    pub cancels: CancelLane,
+    /// Who may log in.
+    pub users: RwLock<Arc<UserList>>,
+    /// How users are looked up that are not listed.
+    pub auth_query: Option<AuthQuery>,
+    /// Whether what a client's login shows is used to log in upstream.
+    pub pass_through: bool,
+    /// Timeouts.
+    pub limits: RwLock<Arc<Limits>>,
+    /// How long a login may take.
+    pub login_timeout: Duration,
+    /// The console, for those who ask for its database.
+    pub console: Arc<dyn Console>,
+    /// What mock verifiers are made from.
+    pub mock_secret: [u8; 32],
+    /// Names that many clients share.
+    pub names: Names,
+    /// Sources of passed-through logins.
+    pub sources: Mutex<HashMap<PoolName, Arc<PassThrough>>>,
+    /// What became of connections.
+    pub counters: Counters,
+    /// New clients are refused.
+    pub closed: AtomicBool,
+}
+
+/// What became of connections.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Accepted connections.
+    pub accepted: AtomicU64,
+    /// Connections that could not be accepted.
+    pub accept_errors: AtomicU64,
+    /// Logins that failed.
+    pub refused: AtomicU64,
+    /// Logins that took too long.
+    pub timeouts: AtomicU64,
+    /// Clients that broke the protocol.
+    pub violations: AtomicU64,
+    /// Cancel requests.
+    pub cancels: AtomicU64,
+    /// Tasks that panicked. Must be 0.
+    pub panics: AtomicU64,
+}
+
+/// Somebody who serves the clients of the console's database.
+pub trait Console: Send + Sync {
+    /// Whether this is the name of the console's database.
+    fn is_named(&self, database: &str) -> bool;
+
+    /// Serves a client that has logged in.
+    fn serve<'a>(&'a self, login: LoggedIn) -> BoxFuture<'a, ()>;
+}
+
+/// Strings of which there are many equal ones.
+#[derive(Debug, Default)]
+pub struct Names(Mutex<HashSet<Arc<str>>>);
+
+impl Names {
+    /// The one string that is equal to this one.
+    pub fn intern(&self, name: &str) -> Arc<str> {
+        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = names.get(name) {
+            return Arc::clone(known);
+        }
+        if names.len() == names.capacity() {
+            names.retain(|name| Arc::strong_count(name) > 1);
+        }
+        let name: Arc<str> = name.into();
+        names.insert(Arc::clone(&name));
+        name
+    }
+}
+
+impl Context {
+    /// The timeouts of now.
+    pub fn limits(&self) -> Arc<Limits> {
+        Arc::clone(&self.limits.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The users of now.
+    pub fn users(&self) -> Arc<UserList> {
+        Arc::clone(&self.users.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn pass_through_source(&self, database: &str, user: &str, proof: Proof) -> Arc<PassThrough> {
+        let name = PoolName { database: database.into(), user: user.into() };
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        match sources.get(&name) {
+            Some(source) => {
+                source.learn(proof);
+                Arc::clone(source)
+            }
+            None => {
+                let source = PassThrough::new(proof);
+                sources.insert(name, Arc::clone(&source));
+                source
+            }
+        }
+    }
+}
+
+/// Serves one connection, from its first byte to its end.
+pub async fn serve(context: Arc<Context>, door: Arc<Door>, stream: Stream, slot: impl Send + 'static) {
+    context.counters.accepted.fetch_add(1, Ordering::Relaxed);
+    let peer = stream.socket().peer();
+    // Boxed, so that what a login needs is given back when it is over.
+    let opened = Box::pin(open(&context, &door, stream, slot)).await;
+    let Some((relay, id)) = opened else { return };
+    tracing::debug!(client = id, ?peer, "logged in");
+    match relay.run().await {
+        End::Left => tracing::debug!(client = id, "left"),
+        End::Io(error) => tracing::debug!(client = id, %error, "connection lost"),
+        End::Protocol(error) => {
+            context.counters.violations.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(client = id, %error, "protocol violation of a client");
+        }
+        End::Panicked => {
+            context.counters.panics.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(client = id, "a bug of the pooler ended this client's connection; please report it");
+        }
+        End::Ended(report) => tracing::info!(client = id, sqlstate = %report.code, "closed: {}", report.message),
+    }
+}
+
+async fn open(context: &Arc<Context>, door: &Door, stream: Stream, slot: impl Send) -> Option<(Relay, u64)> {
+    let peer = stream.socket().peer();
+    let login = tokio::time::timeout(context.login_timeout, login::login(context, door, stream)).await;
+    let mut login = match login {
+        Ok(Ok(login)) => login,
+        Ok(Err((stream, ended))) => {
+            conclude(context, stream, ended, peer).await;
+            return None;
+        }
+        // Silently: whoever is this slow does not listen either.
+        Err(_) => {
+            context.counters.timeouts.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(?peer, "login timeout");
+            return None;
+        }
+    };
+    drop(slot);
+    if context.console.is_named(&login.startup.database) {
+        context.console.serve(login).await;
+        return None;
+    }
+    if context.closed.load(Ordering::Relaxed) {
+        let report = Report::ours(crate::wire::SqlState::ADMIN_SHUTDOWN, "the pooler is shutting down");
+        conclude(context, Some(login.stream), report.into(), peer).await;
+        return None;
+    }
+    let place = login.take_place()?;
+    match login::open(context, &mut login, place).await {
+        Ok(opened) => {
+            let upstream =
+                Upstream { pools: opened.pools, interners: Arc::clone(&context.interners), limits: context.limits() };
+            let id = opened.listed.entry.id;
+            Some((Relay::new(login.stream, opened.session, opened.listed, upstream, login.input), id))
+        }
+        Err(ended) => {
+            conclude(context, Some(login.stream), ended, peer).await;
+            None
+        }
+    }
+}
+
+/// Ends a connection that is no session.
+async fn conclude(context: &Context, stream: Option<Stream>, ended: Ended, peer: Option<std::net::SocketAddr>) {
+    match ended {
+        Ended::Cancel(key) => {
+            context.counters.cancels.fetch_add(1, Ordering::Relaxed);
+            let directory = &context.directory;
+            context.cancels.cancel(&context.clients, &key, |server| directory.target_of(server)).await;
+        }
+        Ended::Refused(report) => {
+            context.counters.refused.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(?peer, sqlstate = %report.code, "refused: {}", report.message);
+            if let Some(stream) = stream {
+                let _ = tokio::time::timeout(Duration::from_secs(1), login::refuse(stream, &report)).await;
+            }
+        }
+        Ended::Silently(why) => {
+            context.counters.violations.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(?peer, "closed: {why}");
+        }
+        Ended::Io(error) => tracing::debug!(?peer, %error, "connection lost during the login"),
+    }
+}

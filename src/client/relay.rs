@@ -1,0 +1,846 @@
+//! The relay loop of one client: read, ask the session, act. It holds no decision of its own.
+//!
+//! One task, one state, polled: whichever socket is ready, the loop goes on from where it stands. The client's task owns
+//! the server connection while it has it; nothing is sent between tasks for a query, and no lock is held while waiting.
+//! Buffers are the thread's ([`scratch`]); what a step leaves over is kept here until the next.
+
+use super::cleanup;
+use super::entry::{ClientState, Listed, Order};
+use super::limits::Limits;
+use crate::net::{Stream, scratch};
+use crate::pool::{Lease, LeaseError, PoolSet, Stats};
+use crate::session::{Interners, Next, Outbound, PoolMode, ServerLoss, Session, Violation};
+use crate::wire::{FrameError, Report, SqlState};
+use std::future::Future;
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::time::Sleep;
+
+/// Bytes of a client that waits for a server that are read all the same, to notice when it leaves.
+const QUEUED_INPUT: usize = 16 * 1024;
+/// Bytes for a client that does not take them, past which it is not read any more.
+const UNREAD_OUTPUT: usize = 64 * 1024;
+
+/// What a relay needs besides its client.
+#[derive(Clone)]
+pub(super) struct Upstream {
+    /// Where its servers come from.
+    pub(super) pools: Arc<PoolSet>,
+    /// Names that all sessions share.
+    pub(super) interners: Arc<Interners>,
+    /// Timeouts.
+    pub(super) limits: Arc<Limits>,
+}
+
+/// One client being served.
+pub(super) struct Relay {
+    stream: Stream,
+    session: Session,
+    listed: Listed,
+    upstream: Upstream,
+    server: Server,
+    /// Bytes of the client that wait: for the rest of their frame, or for a server.
+    input: Vec<u8>,
+    /// Bytes for the client that wait for room in its socket.
+    output: Vec<u8>,
+    /// The client's next frame has to wait until the server owes nothing.
+    quiet: bool,
+    /// `input` has frames that may be handled now.
+    unhandled: bool,
+    /// How many requests the client has made.
+    requests: u64,
+    timer: Option<Pin<Box<Sleep>>>,
+    clock: Clock,
+    tally: Tally,
+}
+
+/// The server of the client.
+enum Server {
+    None,
+    Waiting(Pin<Box<dyn Future<Output = Result<Lease, LeaseError>> + Send>>),
+    Leased(Lease),
+}
+
+/// Since when what is under way.
+#[derive(Default)]
+struct Clock {
+    /// The first request since nothing was owed.
+    request: Option<Instant>,
+    /// The lease of the server, or the beginning of the transaction.
+    transaction: Option<Instant>,
+    /// The wait for a server.
+    waiting: Option<Instant>,
+    /// A NOTICE told the client that it waits.
+    told: bool,
+    /// Output that the client does not take.
+    stalled: Option<Instant>,
+    /// The client was last heard of.
+    heard: Option<Instant>,
+}
+
+/// What is counted until it is added to the pool's statistics.
+#[derive(Default)]
+struct Tally {
+    received: u64,
+    sent: u64,
+    query_us: u64,
+}
+
+/// How a client's connection ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// It said goodbye or closed.
+    Left,
+    /// Its socket broke.
+    Io(io::Error),
+    /// It broke the protocol.
+    Protocol(FrameError),
+    /// We ended it, and told it why.
+    Ended(Report),
+    /// A bug of ours ended it.
+    Panicked,
+}
+
+/// Why the loop ends; the client may have to be told.
+enum Stop {
+    Client(End),
+    /// To be sent as the last message.
+    Fatal(Report),
+    /// A bug of ours.
+    Panicked,
+}
+
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Self {
+        Self::Client(End::Io(error))
+    }
+}
+
+/// Whether a step got anywhere.
+#[derive(PartialEq, Eq)]
+enum Step {
+    Progress,
+    Stuck,
+}
+
+impl Relay {
+    /// Serves a client that has just logged in.
+    pub(super) fn new(stream: Stream, session: Session, listed: Listed, upstream: Upstream, input: Vec<u8>) -> Self {
+        Self {
+            stream,
+            session,
+            listed,
+            upstream,
+            server: Server::None,
+            output: Vec::new(),
+            quiet: false,
+            unhandled: !input.is_empty(),
+            input,
+            requests: 0,
+            timer: None,
+            clock: Clock { heard: Some(Instant::now()), ..Clock::default() },
+            tally: Tally::default(),
+        }
+    }
+
+    /// Serves it to the end.
+    pub(super) async fn run(mut self) -> End {
+        let mut fresh = true;
+        let stop = std::future::poll_fn(|cx| {
+            if fresh {
+                fresh = false;
+                self.listed.entry.set_waker(cx.waker());
+            }
+            // A panic is a bug of ours; it shall cost this client its connection and nobody else anything.
+            std::panic::catch_unwind(AssertUnwindSafe(|| self.poll(cx))).unwrap_or_else(|_| {
+                self.server = Server::None;
+                self.output.clear();
+                Poll::Ready(Stop::Panicked)
+            })
+        })
+        .await;
+        self.leave(stop).await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Stop> {
+        loop {
+            match self.step(cx) {
+                Ok(Step::Progress) => {}
+                Ok(Step::Stuck) => match self.poll_timer(cx) {
+                    Ok(Step::Progress) => {}
+                    Ok(Step::Stuck) => return Poll::Pending,
+                    Err(stop) => return Poll::Ready(stop),
+                },
+                Err(stop) => return Poll::Ready(stop),
+            }
+        }
+    }
+
+    /// One round: everything that can go on goes on once.
+    fn step(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {
+        let mut step = Step::Stuck;
+        let order = self.listed.entry.ordered();
+        if order != Order::None {
+            self.carry_out(order)?;
+        }
+        if self.poll_lease(cx)? == Step::Progress {
+            step = Step::Progress;
+        }
+        if self.poll_client_output(cx)?.is_ready() && self.server_input(cx)? == Step::Progress {
+            step = Step::Progress;
+        }
+        if self.poll_server_output(cx).is_ready() && self.client_input(cx)? == Step::Progress {
+            step = Step::Progress;
+        }
+        Ok(step)
+    }
+
+    fn carry_out(&mut self, order: Order) -> Result<(), Stop> {
+        match order {
+            Order::None => Ok(()),
+            Order::LeaveQueue => {
+                self.listed.entry.left_queue();
+                if matches!(self.server, Server::Waiting(_)) {
+                    let report =
+                        Report::as_postgres(SqlState::QUERY_CANCELED, "canceling statement due to user request");
+                    self.refuse(&report)?;
+                }
+                Ok(())
+            }
+            Order::Drain => {
+                let busy = match &self.server {
+                    Server::None => self.session.tx().is_open(),
+                    Server::Waiting(_) => true,
+                    Server::Leased(lease) => !lease.side.is_free(),
+                };
+                if busy { Ok(()) } else { Err(Stop::Fatal(shutdown())) }
+            }
+            Order::Kill => Err(Stop::Fatal(shutdown())),
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------ towards the client
+
+    /// Sends what waits for the client. Ready: there is nothing, and the server may be read.
+    #[inline]
+    fn poll_client_output(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Stop> {
+        if self.output.is_empty() && self.stream.tls().is_none() {
+            return Ok(Poll::Ready(()));
+        }
+        let mut written = 0;
+        while written < self.output.len() {
+            match self.stream.poll_write(cx, [&self.output[written..], &[]])? {
+                Poll::Ready(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+                Poll::Ready(n) => written += n,
+                Poll::Pending => break,
+            }
+        }
+        if written > 0 {
+            self.clock.stalled = None;
+        }
+        if written == self.output.len() {
+            self.output = Vec::new();
+        } else {
+            self.output.drain(..written);
+            self.clock.stalled.get_or_insert_with(Instant::now);
+            return Ok(Poll::Pending);
+        }
+        match self.stream.poll_flush(cx)? {
+            Poll::Ready(()) => {
+                self.clock.stalled = None;
+                Ok(Poll::Ready(()))
+            }
+            Poll::Pending => {
+                self.clock.stalled.get_or_insert_with(Instant::now);
+                Ok(Poll::Pending)
+            }
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------ towards the server
+
+    /// Sends what waits for the server. Ready: there is nothing, and the client may be read.
+    #[inline]
+    fn poll_server_output(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Server::Leased(lease) = &mut self.server else { return Poll::Ready(()) };
+        let server = &mut **lease;
+        if server.output.is_empty() && server.stream.tls().is_none() {
+            return Poll::Ready(());
+        }
+        let mut written = 0;
+        while written < server.output.len() {
+            match server.stream.poll_write(cx, [&server.output[written..], &[]]) {
+                Poll::Ready(Ok(n)) if n > 0 => written += n,
+                // What a broken connection means is found when it is read: the server may have said why.
+                Poll::Ready(_) => written = server.output.len(),
+                Poll::Pending => break,
+            }
+        }
+        if written == server.output.len() {
+            server.output = Vec::new();
+        } else {
+            server.output.drain(..written);
+            return Poll::Pending;
+        }
+        match server.stream.poll_flush(cx) {
+            Poll::Ready(_) => Poll::Ready(()),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    // -------------------------------------------------------------------------------------------- from the server
+
+    fn server_input(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {
+        let Server::Leased(lease) = &mut self.server else { return Ok(Step::Stuck) };
+        let (stream, session, output) = (&mut self.stream, &mut self.session, &mut self.output);
+        let read = scratch::with(|scratch| -> Result<Poll<Result<Read, Stop>>, Stop> {
+            let server = &mut **lease;
+            let kept = server.input.len();
+            scratch.input[..kept].copy_from_slice(&server.input);
+            let read = match server.stream.poll_read(cx, &mut scratch.input[kept..kept + scratch::READ]) {
+                Poll::Pending => return Ok(Poll::Pending),
+                Poll::Ready(Ok(0)) => return Ok(Poll::Ready(Ok(Read::Lost(lost(None))))),
+                Poll::Ready(Ok(read)) => read,
+                Poll::Ready(Err(error)) => return Ok(Poll::Ready(Ok(Read::Lost(lost(Some(&error)))))),
+            };
+            let data = &scratch.input[..kept + read];
+            let mut out = Outbound::new(data, &mut scratch.head);
+            let handled = session.on_server(data, &mut server.side, &mut out);
+            let [head, run] = out.parts();
+            self.tally.sent += (head.len() + run.len()) as u64;
+            write_or_keep(stream, cx, [head, run], output)?;
+            Ok(Poll::Ready(match handled {
+                Ok(taken) => {
+                    server.input.clear();
+                    server.input.extend_from_slice(&data[taken.bytes..]);
+                    if server.input.is_empty() {
+                        server.input = Vec::new();
+                    }
+                    Ok(Read::Handled)
+                }
+                Err(Violation::Ended(report)) => Ok(Read::Lost(report)),
+                Err(Violation::Replay(report)) => Ok(Read::Lost(
+                    Report::ours(report.code, format!("the session's settings cannot be applied: {}", report.message))
+                        .hint("RESET the setting, or set it to a value that exists."),
+                )),
+                Err(Violation::Server(error)) => Ok(Read::Broken(error)),
+                Err(Violation::Client(error)) => Err(Stop::Client(End::Protocol(error))),
+            }))
+        })?;
+        match read {
+            Poll::Pending => Ok(Step::Stuck),
+            Poll::Ready(read) => {
+                match read? {
+                    Read::Handled => self.after_server_input()?,
+                    Read::Lost(report) => self.server_lost(&report)?,
+                    Read::Broken(error) => {
+                        tracing::warn!(client = self.listed.entry.id, %error, "server protocol violation");
+                        let report = Report::ours(SqlState::PROTOCOL_VIOLATION, "server protocol violation")
+                            .detail(error.to_string())
+                            .fatal();
+                        let mid_frame = self.drop_server();
+                        return Err(if mid_frame { Stop::Client(End::Ended(report)) } else { Stop::Fatal(report) });
+                    }
+                }
+                Ok(Step::Progress)
+            }
+        }
+    }
+
+    /// The server has answered something: it may be free now, and what waited for that may go on.
+    #[inline]
+    fn after_server_input(&mut self) -> Result<(), Stop> {
+        let Server::Leased(lease) = &mut self.server else { return Ok(()) };
+        if lease.side.is_busy() {
+            return Ok(());
+        }
+        let now = Instant::now();
+        self.listed.entry.set_request(0);
+        self.clock.heard = Some(now);
+        if let Some(since) = self.clock.request.take() {
+            self.tally.query_us += micros(now.saturating_duration_since(since));
+        }
+        let completed = self.session.take_completed();
+        if self.session.mode() == PoolMode::Statement && lease.side.tx().is_open() {
+            let report =
+                Report::ours(SqlState::ACTIVE_TRANSACTION, "transaction blocks not allowed in statement pooling mode");
+            return Err(Stop::Fatal(report));
+        }
+        let release = self.session.may_release(&lease.side) && lease.output.is_empty() && lease.input.is_empty();
+        if !lease.side.tx().is_open() || release {
+            self.add_tally(completed, now);
+        } else {
+            self.stats().add(&crate::pool::Totals { queries: completed, ..Default::default() });
+        }
+        if release {
+            self.release(now);
+        }
+        if self.quiet {
+            self.quiet = false;
+            self.unhandled = true;
+        }
+        Ok(())
+    }
+
+    fn stats(&self) -> &Stats {
+        match &self.server {
+            Server::Leased(lease) => &lease.pool().stats,
+            Server::None | Server::Waiting(_) => &self.upstream.pools.stats,
+        }
+    }
+
+    fn add_tally(&mut self, queries: u64, now: Instant) {
+        let tally = std::mem::take(&mut self.tally);
+        let transaction_us =
+            self.clock.transaction.take().map_or(0, |since| micros(now.saturating_duration_since(since)));
+        let counts = self.session.take_counts();
+        self.stats().add(&crate::pool::Totals {
+            queries,
+            transactions: 1,
+            received: tally.received,
+            sent: tally.sent,
+            query_us: tally.query_us,
+            transaction_us,
+            client_parses: counts.client_parses,
+            server_parses: counts.server_parses,
+            binds: counts.binds,
+            ..Default::default()
+        });
+    }
+
+    /// Gives the server back, reset first if something of this client may be left on it.
+    #[inline]
+    fn release(&mut self, now: Instant) {
+        if let Server::Leased(lease) = std::mem::replace(&mut self.server, Server::None) {
+            self.listed.entry.detach();
+            self.listed.entry.set_prepared(self.session.prepared_len());
+            if lease.side.dirty().is_none() {
+                lease.finish(now);
+            } else {
+                lease.reset_and_finish(self.upstream.limits.reset);
+            }
+        }
+    }
+
+    /// Parts from a server that cannot be used any more; true if the client has got half a frame of it.
+    fn drop_server(&mut self) -> bool {
+        let server = std::mem::replace(&mut self.server, Server::None);
+        self.quiet = false;
+        self.unhandled = !self.input.is_empty();
+        self.clock.request = None;
+        self.clock.transaction = None;
+        self.listed.entry.set_request(0);
+        self.listed.entry.detach();
+        matches!(server, Server::Leased(lease) if lease.side.is_mid_frame())
+    }
+
+    fn server_lost(&mut self, report: &Report) -> Result<(), Stop> {
+        let Server::Leased(lease) = &mut self.server else { return Ok(()) };
+        tracing::warn!(
+            client = self.listed.entry.id, server = lease.entry.id, node = %lease.entry.address,
+            sqlstate = %report.code, "lost a server connection in use: {}", report.message
+        );
+        lease.pool().stats.count_lost();
+        let close = self.session.mode() == PoolMode::Session || self.upstream.limits.close_on_server_loss;
+        let told = if close {
+            ServerLoss::Broken
+        } else {
+            self.session.on_server_lost(&mut lease.side, report, &mut self.output)
+        };
+        let mid_frame = self.drop_server();
+        match told {
+            ServerLoss::Survived => Ok(()),
+            ServerLoss::Broken if mid_frame => Err(Stop::Client(End::Ended(report.clone()))),
+            ServerLoss::Broken => Err(Stop::Fatal(report.clone())),
+        }
+    }
+
+    // -------------------------------------------------------------------------------------------- from the client
+
+    /// Handles what the client sent before and could not be handled then, or reads more.
+    fn client_input(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {
+        let queued = matches!(self.server, Server::Waiting(_)) || self.quiet;
+        let again = self.unhandled && !queued;
+        if queued && self.input.len() >= QUEUED_INPUT {
+            return Ok(Step::Stuck);
+        }
+        // Answers that the client does not take keep it from asking for more.
+        if self.output.len() > UNREAD_OUTPUT || (!self.output.is_empty() && matches!(self.server, Server::None)) {
+            return Ok(Step::Stuck);
+        }
+        if again {
+            self.unhandled = false;
+        }
+        scratch::with(|scratch| {
+            let kept = self.input.len();
+            scratch.input[..kept].copy_from_slice(&self.input);
+            let mut read = 0;
+            if !again {
+                read = match self.stream.poll_read(cx, &mut scratch.input[kept..kept + scratch::READ])? {
+                    Poll::Pending => return Ok(Step::Stuck),
+                    Poll::Ready(0) => return Err(Stop::Client(End::Left)),
+                    Poll::Ready(read) => read,
+                };
+                self.tally.received += read as u64;
+            }
+            let data = &scratch.input[..kept + read];
+            if queued {
+                self.input.extend_from_slice(&data[kept..]);
+                return Ok(Step::Progress);
+            }
+            let taken = self.handle_client(cx, data, &mut scratch.head, &mut scratch.reply)?;
+            self.input.clear();
+            self.input.extend_from_slice(&data[taken..]);
+            if self.input.is_empty() {
+                self.input = Vec::new();
+            }
+            Ok(Step::Progress)
+        })
+    }
+
+    /// Handles the client's bytes as far as it can; gives how far.
+    fn handle_client(
+        &mut self,
+        cx: &mut Context<'_>,
+        data: &[u8],
+        head: &mut Vec<u8>,
+        answer: &mut Vec<u8>,
+    ) -> Result<usize, Stop> {
+        let mut at = 0;
+        let mut attached = false;
+        loop {
+            head.clear();
+            let rest = &data[at..];
+            let mut out = Outbound::new(rest, head);
+            let taken = match &mut self.server {
+                Server::Leased(lease) => {
+                    let server = &mut **lease;
+                    if std::mem::take(&mut attached) {
+                        self.session.attach(&mut server.side, &mut out);
+                    }
+                    let taken = self.session.on_client(
+                        &self.upstream.interners,
+                        rest,
+                        Some(&mut server.side),
+                        &mut out,
+                        answer,
+                    );
+                    if !out.is_empty() {
+                        if self.clock.request.is_none() {
+                            let now = Instant::now();
+                            self.clock.request = Some(now);
+                            self.clock.transaction.get_or_insert(now);
+                            self.listed.entry.note_request(now);
+                            self.requests += 1;
+                            self.listed.entry.set_request(self.requests);
+                        }
+                        // A broken connection is found when it is read.
+                        let _ = write_or_keep(&mut server.stream, cx, out.parts(), &mut server.output);
+                    }
+                    taken
+                }
+                Server::None | Server::Waiting(_) => {
+                    self.session.on_client(&self.upstream.interners, rest, None, &mut out, answer)
+                }
+            };
+            let taken = match taken {
+                Ok(taken) => taken,
+                Err(violation) => {
+                    self.output.extend_from_slice(answer);
+                    return Err(protocol_error(violation));
+                }
+            };
+            at += taken.bytes;
+            match taken.next {
+                Next::Input => break,
+                Next::Quiet => {
+                    self.quiet = true;
+                    break;
+                }
+                Next::End => return Err(Stop::Client(End::Left)),
+                Next::Server => {
+                    let now = Instant::now();
+                    match self.upstream.pools.try_lease(self.listed.entry.id, now) {
+                        Some(lease) => {
+                            self.attach(lease);
+                            attached = true;
+                        }
+                        None => {
+                            self.queue(now);
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        if !answer.is_empty() {
+            self.tally.sent += answer.len() as u64;
+            if self.output.is_empty() {
+                write_or_keep(&mut self.stream, cx, [answer, &[]], &mut self.output)?;
+            } else {
+                self.output.extend_from_slice(answer);
+            }
+        }
+        Ok(at)
+    }
+
+    #[inline]
+    fn attach(&mut self, lease: Lease) {
+        self.listed.entry.attach(&lease.entry);
+        self.server = Server::Leased(lease);
+    }
+
+    fn queue(&mut self, now: Instant) {
+        let (pools, client) = (Arc::clone(&self.upstream.pools), self.listed.entry.id);
+        let deadline = now + self.upstream.limits.checkout;
+        self.listed.entry.set_state(ClientState::Waiting);
+        self.clock.waiting = Some(now);
+        self.clock.told = false;
+        self.server = Server::Waiting(Box::pin(async move { pools.lease(client, deadline).await }));
+    }
+
+    fn poll_lease(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {
+        let Server::Waiting(lease) = &mut self.server else { return Ok(Step::Stuck) };
+        let Poll::Ready(lease) = lease.as_mut().poll(cx) else { return Ok(Step::Stuck) };
+        self.clock.waiting = None;
+        match lease {
+            Ok(mut lease) => {
+                let server = &mut *lease;
+                let mut head = Vec::new();
+                let mut out = Outbound::new(&[], &mut head);
+                self.session.attach(&mut server.side, &mut out);
+                // Kept here, it goes out in front of the client's message and in the same write.
+                server.output = head;
+                self.attach(lease);
+                self.unhandled = true;
+                self.client_input(cx)?;
+            }
+            Err(error) => {
+                let report = error.report();
+                tracing::warn!(client = self.listed.entry.id, sqlstate = %report.code, "no server for a client: {error}");
+                self.refuse(&report)?;
+            }
+        }
+        Ok(Step::Progress)
+    }
+
+    /// Refuses what the client waits for a server for.
+    fn refuse(&mut self, report: &Report) -> Result<(), Stop> {
+        self.server = Server::None;
+        self.clock.waiting = None;
+        self.listed.entry.set_state(ClientState::Idle);
+        let taken = self.session.refuse(report, &self.input, &mut self.output).map_err(protocol_error)?;
+        self.input.drain(..taken);
+        self.unhandled = !self.input.is_empty();
+        Ok(())
+    }
+
+    // --------------------------------------------------------------------------------------------------- deadlines
+
+    /// When something has to happen by itself.
+    fn next_deadline(&self) -> Option<Instant> {
+        let limits = &self.upstream.limits;
+        let mut next: Option<Instant> = None;
+        let mut at = |since: Option<Instant>, limit: Duration| {
+            if let Some(since) = since
+                && !limit.is_zero()
+            {
+                let deadline = since + limit;
+                next = Some(next.map_or(deadline, |n| n.min(deadline)));
+            }
+        };
+        at(self.clock.stalled, limits.client_write);
+        if !self.clock.told {
+            at(self.clock.waiting, limits.notice_after);
+        }
+        if limits.any {
+            at(self.clock.request, limits.query);
+            at(self.clock.transaction, limits.transaction);
+            if self.clock.request.is_none() && self.clock.waiting.is_none() {
+                at(
+                    self.clock.heard,
+                    if self.session.tx().is_open() { limits.idle_transaction } else { limits.client_idle },
+                );
+            }
+        }
+        next
+    }
+
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {
+        let Some(deadline) = self.next_deadline() else { return Ok(Step::Stuck) };
+        if deadline <= Instant::now() {
+            self.timer = None;
+            self.time_is_up()?;
+            return Ok(Step::Progress);
+        }
+        // A timer that goes off too early costs one look; one that is set anew for each query costs every time.
+        let timer = match &mut self.timer {
+            Some(timer) if timer.deadline() <= deadline.into() => timer,
+            timer => timer.insert(Box::pin(tokio::time::sleep_until(deadline.into()))),
+        };
+        if timer.as_mut().poll(cx).is_ready() {
+            self.timer = None;
+            return Ok(Step::Progress);
+        }
+        Ok(Step::Stuck)
+    }
+
+    fn time_is_up(&mut self) -> Result<(), Stop> {
+        let limits = Arc::clone(&self.upstream.limits);
+        let now = Instant::now();
+        let is_up = |since: Option<Instant>, limit: Duration| {
+            !limit.is_zero() && since.is_some_and(|since| now.saturating_duration_since(since) >= limit)
+        };
+        if is_up(self.clock.stalled, limits.client_write) {
+            let report = Report::ours(SqlState::QUERY_CANCELED, "the client does not read its results")
+                .detail(format!("nothing was taken for {:?}", limits.client_write));
+            return Err(Stop::Fatal(report));
+        }
+        if is_up(self.clock.waiting, limits.notice_after) && !self.clock.told {
+            self.clock.told = true;
+            Report::ours(SqlState::SUCCESSFUL_COMPLETION, "no server connection available, client being queued")
+                .detail(format!("pool={}", self.upstream.pools.name))
+                .notice()
+                .write(&mut self.output);
+        }
+        if is_up(self.clock.request, limits.query) {
+            return Err(Stop::Fatal(Report::ours(SqlState::QUERY_CANCELED, "query timeout")));
+        }
+        if is_up(self.clock.transaction, limits.transaction) {
+            return Err(Stop::Fatal(Report::ours(SqlState::IDLE_IN_TRANSACTION_TIMEOUT, "transaction timeout")));
+        }
+        if self.clock.request.is_none() && self.clock.waiting.is_none() {
+            if self.session.tx().is_open() {
+                if is_up(self.clock.heard, limits.idle_transaction) {
+                    return Err(Stop::Fatal(Report::as_postgres(
+                        SqlState::IDLE_IN_TRANSACTION_TIMEOUT,
+                        "terminating connection due to idle-in-transaction timeout",
+                    )));
+                }
+            } else if is_up(self.clock.heard, limits.client_idle) {
+                return Err(Stop::Fatal(Report::as_postgres(
+                    SqlState::IDLE_SESSION_TIMEOUT,
+                    "terminating connection due to idle-session timeout",
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    // --------------------------------------------------------------------------------------------------- the end
+
+    /// Ends the connection: tells the client if it is to be told, and sees to the server.
+    async fn leave(mut self, stop: Stop) -> End {
+        let now = Instant::now();
+        let completed = self.session.take_completed();
+        if self.tally.received > 0 || completed > 0 {
+            let tally = std::mem::take(&mut self.tally);
+            let totals = crate::pool::Totals {
+                queries: completed,
+                received: tally.received,
+                sent: tally.sent,
+                query_us: tally.query_us,
+                ..Default::default()
+            };
+            self.stats().add(&totals);
+        }
+        let mid_frame = match std::mem::replace(&mut self.server, Server::None) {
+            Server::None | Server::Waiting(_) => false,
+            Server::Leased(lease) => {
+                let mid_frame = lease.side.is_mid_frame();
+                let left = matches!(stop, Stop::Client(End::Left));
+                let mode = self.session.mode();
+                self.listed.entry.detach();
+                cleanup::after_client(lease, self.session, mode, left, &self.upstream.limits, now);
+                mid_frame
+            }
+        };
+        match stop {
+            Stop::Client(end) => end,
+            Stop::Panicked => {
+                let report = Report::ours(SqlState::INTERNAL_ERROR, "internal error").fatal();
+                let mut last = Vec::new();
+                report.write(&mut last);
+                let _ = tokio::time::timeout(self.upstream.limits.last_word, self.stream.write_all(&last)).await;
+                End::Panicked
+            }
+            Stop::Fatal(report) => {
+                let report = report.fatal();
+                if !mid_frame {
+                    let mut last = std::mem::take(&mut self.output);
+                    report.write(&mut last);
+                    // Whoever does not take it within a moment does not get it.
+                    let _ = tokio::time::timeout(self.upstream.limits.last_word, self.stream.write_all(&last)).await;
+                }
+                End::Ended(report)
+            }
+        }
+    }
+}
+
+/// What came of reading the server.
+enum Read {
+    Handled,
+    Lost(Report),
+    Broken(FrameError),
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn protocol_error(violation: Violation) -> Stop {
+    match violation {
+        Violation::Client(FrameError::Type(byte)) => Stop::Fatal(Report::as_postgres(
+            SqlState::PROTOCOL_VIOLATION,
+            format!("invalid frontend message type {byte}"),
+        )),
+        // PostgreSQL closes without a word, because nothing it could say would be in step.
+        Violation::Client(error) | Violation::Server(error) => Stop::Client(End::Protocol(error)),
+        Violation::Replay(report) | Violation::Ended(report) => Stop::Fatal(report),
+    }
+}
+
+fn shutdown() -> Report {
+    Report::as_postgres(SqlState::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
+}
+
+fn lost(error: Option<&io::Error>) -> Report {
+    let report = Report::ours(SqlState::CONNECTION_FAILURE, "the server closed the connection unexpectedly");
+    match error {
+        None => report,
+        Some(error) => report.detail(error.to_string()),
+    }
+}
+
+/// Writes both parts as far as the socket takes them now, and keeps the rest in `kept`, which what comes must stay behind.
+#[inline]
+fn write_or_keep(stream: &mut Stream, cx: &mut Context<'_>, parts: [&[u8]; 2], kept: &mut Vec<u8>) -> io::Result<()> {
+    let [mut head, mut run] = parts;
+    if !kept.is_empty() {
+        kept.extend_from_slice(head);
+        kept.extend_from_slice(run);
+        return Ok(());
+    }
+    while !(head.is_empty() && run.is_empty()) {
+        match stream.poll_write(cx, [head, run]) {
+            Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+            Poll::Ready(Ok(written)) => {
+                let of_head = written.min(head.len());
+                head = &head[of_head..];
+                run = &run[written - of_head..];
+            }
+            Poll::Ready(Err(error)) => return Err(error),
+            Poll::Pending => {
+                kept.extend_from_slice(head);
+                kept.extend_from_slice(run);
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! Listening sockets: TCP and unix, shared by all workers.
+
+use super::Socket;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+/// Connections that may wait to be accepted. The kernel caps it at `net.core.somaxconn`.
+const BACKLOG: u32 = 4096;
+
+/// A bound socket that no runtime knows yet.
+#[derive(Debug)]
+pub enum Bound {
+    /// TCP.
+    Tcp(std::net::TcpListener),
+    /// A unix socket.
+    Unix(std::os::unix::net::UnixListener),
+}
+
+/// The path of a unix socket that we made. Removed when it is dropped.
+#[derive(Debug)]
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl Bound {
+    /// Binds a TCP address.
+    pub fn tcp(address: SocketAddr) -> io::Result<Self> {
+        let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+        // A restart must not wait for the connections of the last run to be forgotten.
+        socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(i32::try_from(BACKLOG).unwrap_or(i32::MAX))?;
+        Ok(Self::Tcp(socket.into()))
+    }
+
+    /// Binds a unix socket with these permissions. A file that a dead process has left is removed first.
+    pub fn unix(path: &Path, mode: u32) -> io::Result<(Self, SocketFile)> {
+        if path.exists() {
+            if std::os::unix::net::UnixStream::connect(path).is_ok() {
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process is listening there"));
+            }
+            std::fs::remove_file(path)?;
+        }
+        let listener = std::os::unix::net::UnixListener::bind(path)?;
+        let file = SocketFile(path.to_owned());
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+        listener.set_nonblocking(true)?;
+        Ok((Self::Unix(listener), file))
+    }
+
+    /// The TCP address it is bound to: with its real port, where port 0 asked for any.
+    pub fn local(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// The same socket, registered with the runtime of this thread.
+    pub fn register(&self) -> io::Result<Listener> {
+        Ok(match self {
+            Self::Tcp(listener) => Listener::Tcp(TcpListener::from_std(listener.try_clone()?)?),
+            Self::Unix(listener) => Listener::Unix(UnixListener::from_std(listener.try_clone()?)?),
+        })
+    }
+}
+
+/// A listening socket of one worker.
+#[derive(Debug)]
+pub enum Listener {
+    /// TCP.
+    Tcp(TcpListener),
+    /// A unix socket.
+    Unix(UnixListener),
+}
+
+/// An accepted connection on its way to the worker that will serve it.
+#[derive(Debug)]
+pub enum Accepted {
+    /// TCP.
+    Tcp(std::net::TcpStream),
+    /// A unix socket.
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl Listener {
+    /// Waits for a connection.
+    pub async fn accept(&self) -> io::Result<Socket> {
+        match self {
+            Self::Tcp(listener) => Ok(Socket::Tcp(listener.accept().await?.0)),
+            Self::Unix(listener) => Ok(Socket::Unix(listener.accept().await?.0)),
+        }
+    }
+}
+
+impl Accepted {
+    /// Takes a connection from the runtime of this thread.
+    pub fn from_socket(socket: Socket) -> io::Result<Self> {
+        Ok(match socket {
+            Socket::Tcp(stream) => Self::Tcp(stream.into_std()?),
+            Socket::Unix(stream) => Self::Unix(stream.into_std()?),
+        })
+    }
+
+    /// Gives the connection to the runtime of this thread.
+    pub fn into_socket(self) -> io::Result<Socket> {
+        Ok(match self {
+            Self::Tcp(stream) => Socket::Tcp(TcpStream::from_std(stream)?),
+            Self::Unix(stream) => Socket::Unix(UnixStream::from_std(stream)?),
+        })
+    }
+}

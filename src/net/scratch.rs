@@ -1,0 +1,51 @@
+//! Buffers of the thread, borrowed for the length of one synchronous step.
+//!
+//! A connection that waits holds no buffer: it waits for readiness first, and then reads into these. What does not fit
+//! into one step (half a frame, bytes the peer's socket did not take) the connection keeps in a buffer of its own.
+
+use std::cell::RefCell;
+
+/// Bytes read at once. Large enough that a bulk transfer spends its time in copying, not in system calls; what a peer
+/// that does not read can make us keep for it is bounded by this too.
+pub const READ: usize = 128 * 1024;
+
+/// One thread's buffers.
+pub struct Scratch {
+    /// What was read. [`READ`] bytes long, plus room for what was left over from the last read.
+    pub input: Vec<u8>,
+    /// What was written anew.
+    pub head: Vec<u8>,
+    /// What is for the client without coming from the server.
+    pub reply: Vec<u8>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
+        input: vec![0; READ + crate::session::WHOLE_FRAME],
+        head: Vec::new(),
+        reply: Vec::new(),
+    });
+    static CIPHER: RefCell<Vec<u8>> = RefCell::new(vec![0; 64 * 1024]);
+}
+
+/// The largest buffer for rewritten bytes that is kept: a client that once sent a giant statement must not cost for ever.
+const KEEP: usize = 256 * 1024;
+
+/// Lends the thread's buffers, emptied. Must not be called again inside `step`.
+pub fn with<R>(step: impl FnOnce(&mut Scratch) -> R) -> R {
+    SCRATCH.with_borrow_mut(|scratch| {
+        let result = step(scratch);
+        for buffer in [&mut scratch.head, &mut scratch.reply] {
+            buffer.clear();
+            if buffer.capacity() > KEEP {
+                *buffer = Vec::new();
+            }
+        }
+        result
+    })
+}
+
+/// Lends the thread's buffer for bytes as TLS has them.
+pub(super) fn with_cipher<R>(step: impl FnOnce(&mut [u8]) -> R) -> R {
+    CIPHER.with_borrow_mut(|cipher| step(cipher))
+}

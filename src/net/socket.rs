@@ -1,0 +1,177 @@
+//! A TCP or unix socket, and the options that make a dead peer show itself.
+
+use super::Address;
+use rustix::net::{RecvFlags, recv};
+use socket2::{SockRef, TcpKeepalive};
+use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+/// Options of a TCP connection. The defaults notice a peer that vanished within about ten seconds; without them Linux
+/// takes some fifteen minutes (`tcp_retries2`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketOptions {
+    /// Idle time before the first keepalive probe.
+    pub keepalive_idle: Duration,
+    /// Time between probes.
+    pub keepalive_interval: Duration,
+    /// Unanswered probes until the connection counts as dead.
+    pub keepalive_count: u32,
+    /// How long sent data may stay unacknowledged (`TCP_USER_TIMEOUT`); zero leaves it to the system.
+    pub user_timeout: Duration,
+}
+
+impl Default for SocketOptions {
+    fn default() -> Self {
+        Self {
+            keepalive_idle: Duration::from_secs(5),
+            keepalive_interval: Duration::from_secs(2),
+            keepalive_count: 3,
+            user_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl SocketOptions {
+    /// Sets the options, and no-delay, on a TCP socket.
+    pub fn apply(&self, stream: &TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let socket = SockRef::from(stream);
+        if !self.keepalive_idle.is_zero() {
+            let keepalive = TcpKeepalive::new()
+                .with_time(self.keepalive_idle)
+                .with_interval(self.keepalive_interval)
+                .with_retries(self.keepalive_count);
+            socket.set_tcp_keepalive(&keepalive)?;
+        }
+        #[cfg(target_os = "linux")]
+        if !self.user_timeout.is_zero() {
+            socket.set_tcp_user_timeout(Some(self.user_timeout))?;
+        }
+        Ok(())
+    }
+}
+
+/// A connected socket, registered with the runtime of the thread that made it.
+#[derive(Debug)]
+pub enum Socket {
+    /// TCP.
+    Tcp(TcpStream),
+    /// A unix socket.
+    Unix(UnixStream),
+}
+
+impl Socket {
+    /// Connects. A host name with several addresses is tried address by address.
+    pub async fn connect(address: &Address, options: &SocketOptions) -> io::Result<Self> {
+        match address {
+            Address::Tcp { host, port } => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                options.apply(&stream)?;
+                Ok(Self::Tcp(stream))
+            }
+            Address::Unix { dir, port } => UnixStream::connect(Address::socket_path(dir, *port)).await.map(Self::Unix),
+        }
+    }
+
+    /// Registers the socket with the runtime of this thread instead of the one it was registered with.
+    pub fn rehome(self) -> io::Result<Self> {
+        match self {
+            Self::Tcp(stream) => TcpStream::from_std(stream.into_std()?).map(Self::Tcp),
+            Self::Unix(stream) => UnixStream::from_std(stream.into_std()?).map(Self::Unix),
+        }
+    }
+
+    /// Reads without waiting and without the runtime; `None` if there is nothing to read. `Some(0)` is the end.
+    pub(super) fn read_now(&self, buf: &mut [u8], peek: bool) -> io::Result<Option<usize>> {
+        let flags = if peek { RecvFlags::PEEK | RecvFlags::DONTWAIT } else { RecvFlags::DONTWAIT };
+        let fd = match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        };
+        match recv(fd, buf, flags) {
+            Ok((read, _)) => Ok(Some(read)),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Writes what fits without waiting.
+    pub(super) fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.try_write(bytes),
+            Self::Unix(stream) => stream.try_write(bytes),
+        }
+    }
+
+    /// Closes with a reset: the peer shall not wait for what is still in our buffers.
+    pub(super) fn abort(self) {
+        if let Self::Tcp(stream) = &self {
+            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+
+    /// The other end, for logs and consoles.
+    pub fn peer(&self) -> Option<std::net::SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// Our end.
+    pub fn local(&self) -> Option<std::net::SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.local_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// The user id of the process at the other end of a unix socket.
+    pub fn peer_uid(&self) -> Option<u32> {
+        match self {
+            Self::Tcp(_) => None,
+            Self::Unix(stream) => stream.peer_cred().ok().map(|cred| cred.uid()),
+        }
+    }
+
+    #[inline]
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut buf = ReadBuf::new(buf);
+        let polled = match self {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, &mut buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, &mut buf),
+        };
+        polled.map_ok(|()| buf.filled().len())
+    }
+
+    #[inline]
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, parts: [&[u8]; 2]) -> Poll<io::Result<usize>> {
+        let one = match parts {
+            [head, []] => head,
+            [[], run] => run,
+            [head, run] => {
+                return self.poll_write_slices(cx, &[IoSlice::new(head), IoSlice::new(run)]);
+            }
+        };
+        match self {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, one),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, one),
+        }
+    }
+
+    pub(super) fn poll_write_slices(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        }
+    }
+}

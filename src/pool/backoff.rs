@@ -1,0 +1,108 @@
+//! When the next attempt to connect may be made, after some have failed.
+
+use crate::server::DialError;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The first pause after a failure, and the longest (faults.md I23), for failures that may pass by themselves.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// The same for a refused credential (faults.md I17): servers lock out who tries too often.
+const REFUSED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+
+#[derive(Debug, Default)]
+pub(super) struct Backoff {
+    failures: u32,
+    until: Option<Instant>,
+    refused: Option<Arc<DialError>>,
+    pub(super) reconnected_at: Option<Instant>,
+}
+
+/// Whether to try now.
+#[derive(Debug)]
+pub(super) enum Wait {
+    /// Try.
+    Go,
+    /// Not before this.
+    Until(Instant),
+    /// Not now, and for this reason the answer is no.
+    Refused(Arc<DialError>),
+}
+
+/// The pause after so many failures: doubling, and anywhere between half and all of it, so that many do not move as one.
+fn pause((first, longest): (Duration, Duration), failures: u32) -> Duration {
+    let full = first.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(longest);
+    full.mul_f64(0.5 + 0.5 * fastrand::f64())
+}
+
+impl Backoff {
+    pub(super) fn wait(&self, now: Instant) -> Wait {
+        match (self.until, &self.refused) {
+            (Some(until), Some(error)) if until > now => Wait::Refused(Arc::clone(error)),
+            (Some(until), None) if until > now => Wait::Until(until),
+            _ => Wait::Go,
+        }
+    }
+
+    pub(super) fn failed(&mut self, now: Instant) {
+        self.failures = self.failures.saturating_add(1);
+        self.refused = None;
+        self.until = Some(now + pause(RETRY, self.failures));
+    }
+
+    pub(super) fn refused(&mut self, now: Instant, error: Arc<DialError>) {
+        if self.refused.is_none() {
+            self.failures = 0;
+        }
+        self.failures = self.failures.saturating_add(1);
+        self.refused = Some(error);
+        // No jitter below the least: it is a promise.
+        let (first, longest) = REFUSED;
+        self.until = Some(now + first.saturating_mul(1 << self.failures.saturating_sub(1).min(16)).min(longest));
+    }
+
+    pub(super) fn succeeded(&mut self) {
+        self.failures = 0;
+        self.until = None;
+        self.refused = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::Address;
+
+    #[test]
+    fn i23_pauses_double_to_a_limit_and_a_success_ends_them() {
+        let now = Instant::now();
+        let mut backoff = Backoff::default();
+        for (failures, longest) in [(1, 50), (2, 100), (3, 200), (8, 5_000), (30, 5_000)] {
+            while backoff.failures < failures {
+                backoff.failed(now);
+            }
+            let Wait::Until(until) = backoff.wait(now) else { panic!() };
+            let (least, most) = (Duration::from_millis(longest / 2), Duration::from_millis(longest));
+            assert!((least..=most).contains(&(until - now)), "{failures}: {:?}", until - now);
+        }
+        backoff.succeeded();
+        assert!(matches!(backoff.wait(now), Wait::Go));
+    }
+
+    #[test]
+    fn i17_a_refused_credential_is_tried_at_most_five_times_a_minute() {
+        let mut now = Instant::now();
+        let end = now + Duration::from_secs(60);
+        let mut backoff = Backoff::default();
+        let error = Arc::new(DialError::Proof { address: Address::new("h", 1), user: "u".into(), why: "x".into() });
+        let mut attempts = 0;
+        while now < end {
+            if matches!(backoff.wait(now), Wait::Go) {
+                attempts += 1;
+                backoff.refused(now, Arc::clone(&error));
+                assert!(matches!(backoff.wait(now), Wait::Refused(_)));
+            }
+            now += Duration::from_millis(10);
+        }
+        assert_eq!(attempts, 4, "after 0, 5, 15 and 35 seconds");
+    }
+}

@@ -1,0 +1,53 @@
+//! Whether a pool hands out connections: PAUSE and RESUME, DISABLE and ENABLE.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use tokio::sync::Notify;
+
+/// Whether a pool hands out connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum GateState {
+    /// It does.
+    Open = 0,
+    /// Clients wait.
+    Paused = 1,
+    /// Clients are refused.
+    Disabled = 2,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    state: AtomicU8,
+    changed: Notify,
+}
+
+impl Gate {
+    #[inline]
+    pub(super) fn is_open(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == GateState::Open as u8
+    }
+
+    pub(super) fn state(&self) -> GateState {
+        match self.state.load(Ordering::Acquire) {
+            0 => GateState::Open,
+            1 => GateState::Paused,
+            _ => GateState::Disabled,
+        }
+    }
+
+    pub(super) fn set(&self, state: GateState) {
+        self.state.store(state as u8, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits while the gate is paused. Those who waited go on in the order in which they came.
+    pub(super) async fn opened(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.state() != GateState::Paused {
+                return;
+            }
+            changed.await;
+        }
+    }
+}

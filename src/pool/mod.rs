@@ -1,0 +1,739 @@
+//! A pool of server connections for one node, database and user, on deadpool.
+//!
+//! deadpool hands out *seats*: its counting, its FIFO queue and its last-in first-out reuse decide who may have a
+//! connection. What sits in a seat is our business: a connection that is fit to use, or nothing yet, and then whoever
+//! has the seat dials. So dialling, its back-off and its errors stay here, and deadpool's `create` and `recycle`
+//! never wait.
+
+mod backoff;
+pub mod directory;
+mod error;
+mod gate;
+mod node;
+mod stats;
+
+pub use directory::{Database, DatabaseConfig, Directory, DirectoryConfig, PoolSet, UserConfig};
+pub use error::LeaseError;
+pub use gate::GateState;
+pub use node::{Node, NodeLimits};
+pub use stats::{Stats, Totals};
+
+use crate::credentials::Source;
+use crate::server::dial::{self, Verdict};
+use crate::server::{DialError, Server, ServerEntry, ServerState, Target};
+use crate::session::Params;
+use crate::session::settings::Settings;
+use backoff::Backoff;
+use deadpool::managed::{self, Metrics, Object, QueueMode, RecycleResult, Timeouts};
+use gate::Gate;
+use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
+use std::ops::{Deref, DerefMut};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout_at;
+
+/// A connection that was used this recently was seen alive this recently: no need to ask the kernel again.
+const HOT: Duration = Duration::from_millis(2);
+/// How long a pool makes do with fewer connections after the server said that it is full.
+const FULL_RETRY: Duration = Duration::from_secs(5);
+
+/// What a pool may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// Connections at most.
+    pub size: usize,
+    /// Connections to keep even while nobody needs them.
+    pub min_idle: usize,
+    /// More connections than `size`, for clients that have waited for `reserve_after`.
+    pub reserve: usize,
+    /// When the reserve is opened.
+    pub reserve_after: Duration,
+    /// How long an unused connection is kept; zero for ever.
+    pub idle_timeout: Duration,
+    /// How long a connection lives, give or take a tenth; zero for ever.
+    pub lifetime: Duration,
+    /// How long connecting and logging in may take.
+    pub connect_timeout: Duration,
+}
+
+/// Names by which people know a pool.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PoolName {
+    /// The database as clients name it.
+    pub database: Arc<str>,
+    /// The user as clients name it.
+    pub user: Arc<str>,
+}
+
+/// A pool.
+#[derive(Debug)]
+pub struct Pool {
+    /// Its names.
+    pub name: PoolName,
+    /// The server it connects to.
+    pub node: Arc<Node>,
+    /// What has happened in it.
+    pub stats: Stats,
+    target: RwLock<Arc<Target>>,
+    config: RwLock<Arc<PoolConfig>>,
+    source: Arc<dyn Source>,
+    defaults: Settings,
+    seats: managed::Pool<Seats>,
+    gate: Gate,
+    /// Raised by RECONNECT and by changes of the target: connections of an older one are not used again.
+    generation: AtomicU64,
+    backoff: Mutex<Backoff>,
+    servers: Mutex<HashMap<u64, Arc<ServerEntry>>>,
+    waiting: Mutex<Waiting>,
+    welcomes: Mutex<Vec<(Settings, Arc<Params>)>>,
+    /// The limit of connections of this pool's user over all pools.
+    user_limit: Option<Arc<Semaphore>>,
+    shrunk: Mutex<Option<Instant>>,
+    /// Somebody has ever been served: the server side of this pool works, or did.
+    pub proven: AtomicBool,
+}
+
+/// Clients in the queue, with the time since when; and the one that came first is the first.
+#[derive(Debug, Default)]
+struct Waiting {
+    next: u64,
+    since: BTreeMap<u64, Instant>,
+}
+
+/// deadpool's manager.
+#[derive(Debug)]
+struct Seats;
+
+/// A place for one connection.
+#[derive(Debug, Default)]
+struct Seat(Option<Box<Server>>);
+
+impl managed::Manager for Seats {
+    type Type = Seat;
+    type Error = Infallible;
+
+    async fn create(&self) -> Result<Seat, Infallible> {
+        Ok(Seat(None))
+    }
+
+    async fn recycle(&self, _seat: &mut Seat, _metrics: &Metrics) -> RecycleResult<Infallible> {
+        Ok(())
+    }
+}
+
+/// A seat that somebody has. Dropped, it is given up together with what sat in it.
+#[derive(Debug)]
+struct Taken(Option<Object<Seats>>);
+
+impl Taken {
+    fn put(mut self, server: Box<Server>) {
+        if let Some(mut seat) = self.0.take() {
+            seat.0 = Some(server);
+        }
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if let Some(seat) = self.0.take() {
+            drop(Object::take(seat));
+        }
+    }
+}
+
+/// A connection on loan. Dropped, it is closed: only [`Lease::finish`] gives it back.
+#[derive(Debug)]
+pub struct Lease {
+    server: Box<Server>,
+    seat: Taken,
+    pool: Arc<Pool>,
+}
+
+impl Deref for Lease {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
+    }
+}
+
+impl DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut Server {
+        &mut self.server
+    }
+}
+
+impl Lease {
+    /// The pool it came from.
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// Gives the connection back. It must be free, and nothing of its client may be left on it.
+    pub fn finish(self, now: Instant) {
+        let Self { mut server, seat, pool } = self;
+        debug_assert!(server.side.is_free(), "{server:?}");
+        server.idle_since = now;
+        server.entry.set_client(0, now);
+        server.entry.set_prepared(server.side.prepared_len());
+        if server.entry.is_being_canceled() {
+            server.entry.set_state(ServerState::BeingCanceled);
+            tokio::spawn(async move {
+                server.entry.cancels_done().await;
+                Self { server, seat, pool }.put_back();
+            });
+            return;
+        }
+        Self { server, seat, pool }.put_back();
+    }
+
+    #[inline]
+    fn put_back(self) {
+        let Self { server, seat, pool } = self;
+        if pool.is_outdated(&server, server.idle_since) {
+            server.close();
+            return;
+        }
+        server.entry.set_state(ServerState::Idle);
+        seat.put(server);
+    }
+
+    /// Cleans the connection with DISCARD ALL, off the client's path, and gives it back.
+    pub fn reset_and_finish(mut self, limit: Duration) {
+        self.server.entry.set_state(ServerState::Tested);
+        self.server.entry.set_client(0, Instant::now());
+        tokio::spawn(async move {
+            // A cancel that is still on its way must hit neither the reset nor the next client.
+            let entry = Arc::clone(&self.server.entry);
+            let cleaned = tokio::time::timeout(limit, async {
+                entry.cancels_done().await;
+                self.server.reset().await
+            });
+            match cleaned.await {
+                Ok(Ok(true)) => {
+                    self.server.idle_since = Instant::now();
+                    self.put_back();
+                }
+                Ok(Ok(false)) => self.server.close(),
+                Ok(Err(error)) => {
+                    tracing::debug!(server = entry.id, %error, "closing a server connection that could not be reset");
+                }
+                Err(_) => {
+                    tracing::warn!(server = entry.id, ?limit, "closing a server connection whose reset takes too long")
+                }
+            }
+        });
+    }
+
+    /// Says goodbye and closes the connection.
+    pub fn close(self) {
+        self.server.close();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pool {
+    /// A pool without connections.
+    pub fn new(
+        name: PoolName,
+        node: Arc<Node>,
+        target: Target,
+        config: PoolConfig,
+        source: Arc<dyn Source>,
+        defaults: Settings,
+        user_limit: Option<Arc<Semaphore>>,
+    ) -> Arc<Self> {
+        let seats = managed::Pool::builder(Seats).max_size(config.size).queue_mode(QueueMode::Lifo);
+        // Only a timeout without a runtime could fail, and there is none.
+        #[allow(clippy::expect_used, reason = "no timeout is configured")]
+        let seats = seats.build().expect("a pool without timeouts");
+        Arc::new(Self {
+            name,
+            node,
+            stats: Stats::default(),
+            target: RwLock::new(Arc::new(target)),
+            config: RwLock::new(Arc::new(config)),
+            source,
+            defaults,
+            seats,
+            gate: Gate::default(),
+            generation: AtomicU64::new(0),
+            backoff: Mutex::default(),
+            servers: Mutex::default(),
+            waiting: Mutex::default(),
+            welcomes: Mutex::default(),
+            user_limit,
+            shrunk: Mutex::new(None),
+            proven: AtomicBool::new(false),
+        })
+    }
+
+    /// A connection if one is idle right now. Never waits, never dials.
+    #[inline]
+    pub fn try_lease(self: &Arc<Self>, client: u64, now: Instant) -> Option<Lease> {
+        const AT_ONCE: Timeouts = Timeouts { wait: Some(Duration::ZERO), create: None, recycle: None };
+        loop {
+            if !self.gate.is_open() {
+                return None;
+            }
+            let got = pin!(self.seats.timeout_get(&AT_ONCE)).poll(&mut Context::from_waker(Waker::noop()));
+            let Poll::Ready(Ok(mut seat)) = got else { return None };
+            let server = seat.0.take();
+            let seat = Taken(Some(seat));
+            // An empty seat has to be dialled for; giving it up lets the caller queue for it in its turn.
+            let server = server?;
+            if let Some(lease) = self.hand_out(server, seat, client, now) {
+                return Some(lease);
+            }
+        }
+    }
+
+    /// Lends a connection out if it is fit; else closes it and gives its seat up.
+    #[inline]
+    fn hand_out(self: &Arc<Self>, server: Box<Server>, seat: Taken, client: u64, now: Instant) -> Option<Lease> {
+        let mut server = server;
+        let hot = now.saturating_duration_since(server.idle_since) < HOT;
+        if self.is_outdated(&server, now) || (!hot && server.is_stale()) {
+            self.stats.count_stale();
+            server.close();
+            return None;
+        }
+        let server = server.come_home().ok()?;
+        server.entry.set_state(ServerState::Active);
+        server.entry.set_client(client, now);
+        self.stats.count_assignment();
+        Some(Lease { server, seat, pool: Arc::clone(self) })
+    }
+
+    fn is_outdated(&self, server: &Server, now: Instant) -> bool {
+        server.generation != self.generation.load(Ordering::Relaxed) || server.retire_at.is_some_and(|at| at <= now)
+    }
+
+    /// A connection, waited for and dialled for as long as `deadline` allows.
+    pub async fn lease(self: &Arc<Self>, client: u64, deadline: Instant) -> Result<Lease, LeaseError> {
+        let waiting = self.join_queue();
+        let deadline = tokio::time::Instant::from_std(deadline);
+        let mut last_error = None;
+        loop {
+            if timeout_at(deadline, self.gate.opened()).await.is_err() {
+                return Err(self.timed_out(&waiting, last_error));
+            }
+            if self.gate.state() == GateState::Disabled {
+                return Err(LeaseError::Disabled(self.name.clone()));
+            }
+            let Ok(got) = timeout_at(deadline, self.seats.get()).await else {
+                return Err(self.timed_out(&waiting, last_error));
+            };
+            let Ok(mut seat) = got else { return Err(LeaseError::Closed) };
+            let server = seat.0.take();
+            let seat = Taken(Some(seat));
+            if !self.gate.is_open() {
+                // Paused while we waited. A connection that was idle is closed by the pause anyway.
+                continue;
+            }
+            let now = Instant::now();
+            if let Some(server) = server {
+                match self.hand_out(server, seat, client, now) {
+                    Some(lease) => return Ok(lease),
+                    None => continue,
+                }
+            }
+            match self.fill(deadline, &mut last_error).await {
+                Ok(Some(server)) => {
+                    self.stats.count_assignment();
+                    server.entry.set_state(ServerState::Active);
+                    server.entry.set_client(client, Instant::now());
+                    return Ok(Lease { server, seat, pool: Arc::clone(self) });
+                }
+                // The server is full: queue again, behind a smaller pool.
+                Ok(None) => drop(seat),
+                Err(LeaseError::Timeout { .. }) => return Err(self.timed_out(&waiting, last_error)),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Dials until there is a connection, `deadline` passes, or it makes no sense any more.
+    ///
+    /// `Ok(None)`: the server takes no more connections, but this pool has some to queue for.
+    async fn fill(
+        self: &Arc<Self>,
+        deadline: tokio::time::Instant,
+        last_error: &mut Option<DialError>,
+    ) -> Result<Option<Box<Server>>, LeaseError> {
+        loop {
+            let wait = lock(&self.backoff).wait(Instant::now());
+            match wait {
+                backoff::Wait::Go => {}
+                backoff::Wait::Until(at) => {
+                    if tokio::time::Instant::from_std(at) >= deadline {
+                        tokio::time::sleep_until(deadline).await;
+                        return Err(LeaseError::timeout());
+                    }
+                    tokio::time::sleep_until(at.into()).await;
+                    continue;
+                }
+                backoff::Wait::Refused(error) => return Err(LeaseError::Upstream(error)),
+            }
+            let Ok(held) = timeout_at(deadline, self.acquire_places()).await else {
+                return Err(LeaseError::timeout());
+            };
+            let Ok(slot) = timeout_at(deadline, self.node.dial_slot()).await else {
+                return Err(LeaseError::timeout());
+            };
+            // Whoever was before us at this may have found out that it is no use.
+            if !matches!(lock(&self.backoff).wait(Instant::now()), backoff::Wait::Go) {
+                continue;
+            }
+            let dialled = self.dial().await;
+            drop(slot);
+            match dialled {
+                Ok(mut server) => {
+                    lock(&self.backoff).succeeded();
+                    self.proven.store(true, Ordering::Relaxed);
+                    server.held.extend(held);
+                    return Ok(Some(server));
+                }
+                Err(error) => {
+                    self.stats.count_dial_error();
+                    let verdict = error.verdict();
+                    tracing::warn!(pool = %self.name, node = %self.node.address, %error, "cannot get a server connection");
+                    match verdict {
+                        Verdict::Client => return Err(LeaseError::Upstream(Arc::new(error))),
+                        Verdict::Credential => {
+                            let error = Arc::new(error);
+                            lock(&self.backoff).refused(Instant::now(), Arc::clone(&error));
+                            return Err(LeaseError::Upstream(error));
+                        }
+                        Verdict::Full => {
+                            let live = lock(&self.servers).len();
+                            if live > 0 {
+                                self.shrink(live);
+                                *last_error = Some(error);
+                                return Ok(None);
+                            }
+                            lock(&self.backoff).failed(Instant::now());
+                        }
+                        Verdict::Retry => lock(&self.backoff).failed(Instant::now()),
+                    }
+                    *last_error = Some(error);
+                    if tokio::time::Instant::now() >= deadline {
+                        return Err(LeaseError::timeout());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Places within the limits of the node and the user, in this order.
+    async fn acquire_places(&self) -> Vec<Box<dyn crate::server::Held>> {
+        let mut held: Vec<Box<dyn crate::server::Held>> = Vec::new();
+        if let Some(limit) = self.node.connection_limit() {
+            if let Some(permit) = self.acquire(limit).await {
+                held.push(Box::new(permit));
+            }
+        }
+        if let Some(limit) = &self.user_limit {
+            if let Some(permit) = self.acquire(Arc::clone(limit)).await {
+                held.push(Box::new(permit));
+            }
+        }
+        held
+    }
+
+    async fn acquire(&self, limit: Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+        if let Ok(permit) = Arc::clone(&limit).try_acquire_owned() {
+            return Some(permit);
+        }
+        // Somebody else's idle connection is worth less than what a client waits for.
+        self.node.wants_room();
+        // The semaphores are never closed.
+        limit.acquire_owned().await.ok()
+    }
+
+    /// One attempt, and with a credential that may have been outdated a second.
+    async fn dial(self: &Arc<Self>) -> Result<Box<Server>, DialError> {
+        let (target, config) = (self.target(), self.config());
+        let generation = self.generation.load(Ordering::Relaxed);
+        let started = Instant::now();
+        let attempt = || async {
+            let proof = self.source.proof(&target.address).await.map_err(|error| DialError::Proof {
+                address: target.address.clone(),
+                user: target.user.clone(),
+                why: error.to_string(),
+            })?;
+            let limit = config.connect_timeout;
+            match tokio::time::timeout(limit, dial::dial(&target, &proof, &self.defaults)).await {
+                Ok(result) => result,
+                Err(_) => Err(DialError::Timeout { address: target.address.clone(), limit }),
+            }
+        };
+        let mut result = attempt().await;
+        if let Err(error) = &result
+            && error.verdict() == Verdict::Credential
+            && self.source.refused(&target.address)
+        {
+            result = attempt().await;
+        }
+        let mut server = result?;
+        self.stats.record_connect(started.elapsed());
+        server.generation = generation;
+        if !config.lifetime.is_zero() {
+            // A tenth either way, so that connections made together do not end together.
+            server.retire_at = Some(Instant::now() + config.lifetime.mul_f64(0.9 + 0.2 * fastrand::f64()));
+        }
+        lock(&self.servers).insert(server.entry.id, Arc::clone(&server.entry));
+        server.held.push(Box::new(Registered { pool: Arc::downgrade(self), id: server.entry.id }));
+        tracing::debug!(pool = %self.name, node = %target.address, server = server.entry.id, pid = server.entry.key.pid, "new server connection");
+        Ok(server)
+    }
+
+    fn shrink(&self, to: usize) {
+        let mut shrunk = lock(&self.shrunk);
+        if shrunk.is_none() {
+            tracing::warn!(pool = %self.name, node = %self.node.address, connections = to, "the server is full: making do with the connections there are");
+        }
+        *shrunk = Some(Instant::now());
+        self.seats.resize(to);
+    }
+
+    fn timed_out(&self, waiting: &InQueue<'_>, last_error: Option<DialError>) -> LeaseError {
+        self.stats.count_timeout();
+        LeaseError::Timeout {
+            pool: self.name.clone(),
+            node: self.node.address.clone(),
+            waited: waiting.since.elapsed(),
+            size: self.config().size,
+            used: lock(&self.servers).len(),
+            paused: !self.gate.is_open(),
+            cause: last_error.map(Box::new),
+        }
+    }
+
+    fn join_queue(&self) -> InQueue<'_> {
+        let since = Instant::now();
+        let mut waiting = lock(&self.waiting);
+        let ticket = waiting.next;
+        waiting.next += 1;
+        waiting.since.insert(ticket, since);
+        InQueue { pool: self, ticket, since }
+    }
+
+    /// How many clients wait, and for how long the first of them has.
+    pub fn queue(&self) -> (usize, Duration) {
+        let waiting = lock(&self.waiting);
+        (waiting.since.len(), waiting.since.first_key_value().map_or(Duration::ZERO, |(_, since)| since.elapsed()))
+    }
+
+    /// Its connections.
+    pub fn servers(&self) -> Vec<Arc<ServerEntry>> {
+        lock(&self.servers).values().cloned().collect()
+    }
+
+    /// How many connections there are.
+    pub fn connections(&self) -> usize {
+        lock(&self.servers).len()
+    }
+
+    /// What it may do.
+    pub fn config(&self) -> Arc<PoolConfig> {
+        Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Where it logs in, and as whom.
+    pub fn target(&self) -> Arc<Target> {
+        Arc::clone(&self.target.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What its connections log in with.
+    pub fn source(&self) -> &Arc<dyn Source> {
+        &self.source
+    }
+
+    /// Takes over a changed configuration. Connections stay.
+    pub fn reconfigure(&self, config: PoolConfig) {
+        let mut slot = self.config.write().unwrap_or_else(PoisonError::into_inner);
+        if **slot != config {
+            self.seats.resize(config.size);
+            *slot = Arc::new(config);
+        }
+    }
+
+    /// Takes over a changed target: connections to the old one end when they are free.
+    pub fn retarget(&self, target: Target) {
+        *self.target.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(target);
+        self.reconnect();
+    }
+
+    /// Every connection of now ends as soon as it is free.
+    pub fn reconnect(&self) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
+        lock(&self.backoff).reconnected_at = Some(Instant::now());
+        lock(&self.welcomes).clear();
+        self.maintain(Instant::now());
+    }
+
+    /// Opens or closes the pool for new leases. While it is not open its idle connections are closed.
+    pub fn set_gate(&self, state: GateState) {
+        self.gate.set(state);
+        if state != GateState::Open {
+            for seat in self.seats.retain(|_, _| false).removed {
+                if let Some(server) = seat.0 {
+                    server.close();
+                }
+            }
+        }
+    }
+
+    /// Whether the pool is open for leases.
+    pub fn gate(&self) -> GateState {
+        self.gate.state()
+    }
+
+    /// How many connections a client has right now.
+    pub fn active(&self) -> usize {
+        lock(&self.servers).values().filter(|s| s.state() == ServerState::Active).count()
+    }
+
+    /// Whether a connection of an older generation is still there.
+    pub fn has_outdated(&self) -> bool {
+        // An idle one of an older generation is closed at once; what is left is with clients.
+        let generation = self.generation.load(Ordering::Relaxed);
+        generation > 0 && lock(&self.servers).values().any(|s| s.connected < self.reconnected_at())
+    }
+
+    fn reconnected_at(&self) -> Instant {
+        lock(&self.backoff).reconnected_at.unwrap_or_else(Instant::now)
+    }
+
+    /// Closes idle connections that are too old, too long unused, closed by the server or not wanted any more, and opens
+    /// what `min_idle` asks for. To be called about once a second.
+    pub fn maintain(&self, now: Instant) {
+        let config = self.config();
+        let mut spare = self.connections().saturating_sub(config.min_idle);
+        let removed = self.seats.retain(|seat, _| {
+            let Some(server) = &seat.0 else { return false };
+            if self.is_outdated(server, now) || server.stream.is_closed() {
+                return false;
+            }
+            let unused = now.saturating_duration_since(server.idle_since);
+            let too_long = !config.idle_timeout.is_zero() && unused >= config.idle_timeout;
+            if too_long && spare > 0 {
+                spare -= 1;
+                return false;
+            }
+            true
+        });
+        for seat in removed.removed {
+            if let Some(server) = seat.0 {
+                server.close();
+            }
+        }
+        let mut shrunk = lock(&self.shrunk);
+        if shrunk.is_some_and(|since| now.saturating_duration_since(since) >= FULL_RETRY) {
+            *shrunk = None;
+            self.seats.resize(config.size);
+        }
+        drop(shrunk);
+        self.open_reserve(&config);
+    }
+
+    fn open_reserve(&self, config: &PoolConfig) {
+        if config.reserve == 0 || lock(&self.shrunk).is_some() {
+            return;
+        }
+        let (_, longest) = self.queue();
+        let wanted = if longest >= config.reserve_after { config.size + config.reserve } else { config.size };
+        if self.seats.status().max_size < wanted || longest.is_zero() {
+            self.seats.resize(wanted);
+        }
+    }
+
+    /// Opens connections until there are `min_idle`, if anybody has ever been served here.
+    pub async fn fill_to_minimum(self: Arc<Self>) {
+        while self.connections() < self.config().min_idle && self.gate.is_open() {
+            let deadline = Instant::now() + self.config().connect_timeout;
+            // A lease that was never used goes back as it came.
+            const AT_ONCE: Timeouts = Timeouts { wait: Some(Duration::ZERO), create: None, recycle: None };
+            let Ok(mut seat) = self.seats.timeout_get(&AT_ONCE).await else { return };
+            if seat.0.is_some() {
+                return;
+            }
+            match self.fill(deadline.into(), &mut None).await {
+                Ok(Some(server)) => {
+                    server.entry.set_state(ServerState::Idle);
+                    seat.0 = Some(server);
+                }
+                Ok(None) | Err(_) => {
+                    drop(Object::take(seat));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// What a client with these settings is told at its login, if some client was before.
+    pub fn welcome(&self, settings: &Settings) -> Option<Arc<Params>> {
+        lock(&self.welcomes).iter().find(|(s, _)| s.same(settings)).map(|(_, params)| Arc::clone(params))
+    }
+
+    /// Remembers what a client with these settings is told.
+    pub fn remember_welcome(&self, settings: &Settings, params: Arc<Params>) {
+        /// Clients whose settings are all their own gain nothing from being remembered.
+        const MOST: usize = 64;
+        let mut welcomes = lock(&self.welcomes);
+        if welcomes.len() >= MOST {
+            welcomes.remove(0);
+        }
+        welcomes.push((settings.clone(), params));
+    }
+
+    /// The settings a session begins with.
+    pub fn defaults(&self) -> &Settings {
+        &self.defaults
+    }
+}
+
+/// A place in the queue.
+struct InQueue<'a> {
+    pool: &'a Pool,
+    ticket: u64,
+    since: Instant,
+}
+
+impl Drop for InQueue<'_> {
+    fn drop(&mut self) {
+        lock(&self.pool.waiting).since.remove(&self.ticket);
+        self.pool.stats.record_wait(self.since.elapsed());
+    }
+}
+
+/// A connection's line in its pool's list.
+#[derive(Debug)]
+struct Registered {
+    pool: Weak<Pool>,
+    id: u64,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.upgrade() {
+            lock(&pool.servers).remove(&self.id);
+            pool.node.room_was_made();
+        }
+    }
+}
+
+impl std::fmt::Display for PoolName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.database, self.user)
+    }
+}

@@ -1,0 +1,77 @@
+//! One connection to PostgreSQL: dialled, logged in, spoken to for our own purposes, reset.
+
+pub mod dial;
+pub mod entry;
+mod exchange;
+
+pub use dial::{DialError, Target};
+pub use entry::{ServerEntry, ServerState};
+pub use exchange::{Exchange, ExchangeError};
+
+use crate::net::Stream;
+use crate::session::settings::Settings;
+use crate::session::{Params, ServerSide};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A server connection.
+#[derive(Debug)]
+pub struct Server {
+    /// The bytes.
+    pub stream: Stream,
+    /// What is known of the session at the other end.
+    pub side: ServerSide,
+    /// What consoles and cancel requests see of it.
+    pub entry: Arc<ServerEntry>,
+    /// Bytes that were read and wait for the rest of their frame.
+    pub input: Vec<u8>,
+    /// Bytes that wait for room in the socket.
+    pub output: Vec<u8>,
+    /// What a session begins with here.
+    pub defaults: Settings,
+    /// When it has lived long enough.
+    pub retire_at: Option<Instant>,
+    /// When it was last given back.
+    pub idle_since: Instant,
+    /// Its pool's generation when it was dialled; an older one is not used again.
+    pub generation: u64,
+    /// The thread whose runtime it is registered with.
+    pub home: std::thread::ThreadId,
+    /// What is given back when it is gone: its places within limits, its line in the consoles.
+    pub held: Vec<Box<dyn Held>>,
+}
+
+/// Something that a server connection holds and that its end gives back.
+pub trait Held: Send + Sync + std::fmt::Debug {}
+
+impl<T: Send + Sync + std::fmt::Debug> Held for T {}
+
+impl Server {
+    /// The reported settings.
+    pub fn params(&self) -> &Params {
+        self.side.params()
+    }
+
+    /// Moves it to the runtime of this thread, if it is not there.
+    pub fn come_home(self: Box<Self>) -> std::io::Result<Box<Self>> {
+        let home = std::thread::current().id();
+        if self.home == home {
+            return Ok(self);
+        }
+        let server = *self;
+        Ok(Box::new(Self { stream: server.stream.rehome()?, home, ..server }))
+    }
+
+    /// Whether it must not be handed out: closed, or with something to say that nobody asked for.
+    pub fn is_stale(&mut self) -> bool {
+        !self.input.is_empty() || !self.output.is_empty() || self.stream.is_stale()
+    }
+
+    /// Says goodbye and closes.
+    pub fn close(self) {
+        self.entry.set_state(ServerState::Closed);
+        if self.output.is_empty() && !self.side.is_mid_frame() {
+            self.stream.close(&crate::wire::reply::TERMINATE);
+        }
+    }
+}

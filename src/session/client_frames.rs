@@ -1,0 +1,579 @@
+//! The client's frames: what each needs, what it leaves in the queue of owed replies, and how it goes on.
+
+use super::pipeline::{Copy, Fate, Kind, Note, Owed};
+use super::prepared::Statement;
+use super::{Body, Interners, Next, Orphan, Outbound, ServerSide, Session, Taken, Unnamed, Violation, WHOLE_FRAME};
+use crate::sql::{self, Analysis, Command, Effects};
+use crate::wire::frame::{self, Frame, HEADER};
+use crate::wire::frontend::{self, Named};
+use crate::wire::{BackendTag, FrontendTag, Report, SqlState, TxStatus, reply};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The frame at hand: where it stands in the input, and how much of it has arrived.
+#[derive(Clone, Copy)]
+struct Cut {
+    tag: FrontendTag,
+    start: usize,
+    /// End of what has arrived of it.
+    end: usize,
+    /// Its full size.
+    len: usize,
+}
+
+impl Cut {
+    fn is_whole(&self) -> bool {
+        self.end - self.start == self.len
+    }
+
+    fn range(&self) -> Range<usize> {
+        self.start..self.end
+    }
+
+    fn body<'a>(&self, input: &'a [u8]) -> &'a [u8] {
+        &input[self.start + HEADER..self.end]
+    }
+}
+
+/// What became of a frame.
+enum Fare {
+    /// It was handled, up to the end of what has arrived of it.
+    Done,
+    /// It was not handled; this is needed first.
+    Wait(Next),
+}
+
+impl Session {
+    /// Handles the client's frames in `input` as far as it can.
+    ///
+    /// Bytes for the server go to `to_server`, answers of our own to `to_client`. Without a server it stops at the first
+    /// frame that needs one.
+    ///
+    /// # Errors
+    /// [`Violation::Client`] if the bytes are no frames: the connection has to be closed.
+    pub fn on_client(
+        &mut self,
+        shared: &Interners,
+        input: &[u8],
+        mut server: Option<&mut ServerSide>,
+        to_server: &mut Outbound<'_>,
+        to_client: &mut Vec<u8>,
+    ) -> Result<Taken, Violation> {
+        let mut at = 0;
+        let next = loop {
+            if let Some(body) = &mut self.body {
+                let piece = at..input.len().min(at + body.left);
+                body.left -= piece.len();
+                at = piece.end;
+                if body.pass {
+                    to_server.pass(piece);
+                }
+                if body.left > 0 {
+                    break Next::Input;
+                }
+                self.body = None;
+            }
+            let Some(Frame { tag, len }) = frame::frontend(&input[at..]).map_err(Violation::Client)? else {
+                break Next::Input;
+            };
+            let cut = Cut { tag, start: at, end: input.len().min(at + len), len };
+            if !cut.is_whole() && wants_whole(tag, len) {
+                break Next::Input;
+            }
+            let skipped = self.skipping || server.as_ref().is_some_and(|s| s.pipeline.skipping);
+            let fare = if skipped && tag != FrontendTag::Sync && tag != FrontendTag::Terminate {
+                self.drop_rest(cut);
+                Fare::Done
+            } else {
+                match &mut server {
+                    Some(server) => self.with_server(shared, input, cut, server, to_server, to_client)?,
+                    None => self.without_server(input, cut, to_client)?,
+                }
+            };
+            match fare {
+                Fare::Done => at = cut.end,
+                Fare::Wait(next) => break next,
+            }
+        };
+        Ok(Taken { bytes: at, next })
+    }
+
+    /// Looks at a Query's text; one that streams past is unknown.
+    fn analyse(&self, cut: Cut, text: &[u8]) -> Analysis {
+        if cut.is_whole() { sql::analyse(text, self.standard_strings) } else { Analysis::UNKNOWN }
+    }
+
+    /// The rest of a frame that did not arrive whole follows its beginning to the server.
+    fn pass_rest(&mut self, cut: Cut) {
+        if !cut.is_whole() {
+            self.body = Some(Body { left: cut.len - (cut.end - cut.start), pass: true });
+        }
+    }
+
+    /// Nothing of this frame goes anywhere.
+    fn drop_rest(&mut self, cut: Cut) {
+        if !cut.is_whole() {
+            self.body = Some(Body { left: cut.len - (cut.end - cut.start), pass: false });
+        }
+    }
+
+    /// A frame while no server is attached: nothing is owed, so what we answer goes out at once.
+    fn without_server(&mut self, input: &[u8], cut: Cut, to_client: &mut Vec<u8>) -> Result<Fare, Violation> {
+        if self.orphan.is_some() {
+            return Ok(self.orphan(input, cut, to_client));
+        }
+        match cut.tag {
+            FrontendTag::Sync => {
+                self.skipping = false;
+                reply::ready(to_client, self.tx);
+                Ok(Fare::Done)
+            }
+            FrontendTag::Flush => Ok(Fare::Done),
+            // PostgreSQL reads and ignores these outside a COPY.
+            FrontendTag::CopyData | FrontendTag::CopyDone | FrontendTag::CopyFail => {
+                self.drop_rest(cut);
+                Ok(Fare::Done)
+            }
+            FrontendTag::Close => match frontend::named(cut.body(input)) {
+                // No server holds anything under this client's names, and closing what does not exist is no error.
+                Ok(named) => {
+                    match named {
+                        Named::Statement(b"") => self.unnamed = None,
+                        Named::Statement(name) => drop(self.prepared.remove(name)),
+                        Named::Portal(_) => {}
+                    }
+                    reply::message(to_client, BackendTag::CloseComplete, |_| {});
+                    Ok(Fare::Done)
+                }
+                Err(_) => Ok(Fare::Wait(Next::Server)),
+            },
+            FrontendTag::Terminate => Ok(Fare::Wait(Next::End)),
+            FrontendTag::Password => Err(Violation::Client(frame::FrameError::Type(FrontendTag::Password.byte()))),
+            FrontendTag::Query
+            | FrontendTag::Parse
+            | FrontendTag::Bind
+            | FrontendTag::Describe
+            | FrontendTag::Execute
+            | FrontendTag::FunctionCall => {
+                if cut.tag == FrontendTag::Query && self.analysed.is_none() {
+                    self.analysed = Some(self.analyse(cut, frontend::query(cut.body(input))));
+                }
+                Ok(Fare::Wait(Next::Server))
+            }
+        }
+    }
+
+    /// A frame while the client holds a failed transaction whose server is gone.
+    fn orphan(&mut self, input: &[u8], cut: Cut, to_client: &mut Vec<u8>) -> Fare {
+        let ends = |text: &[u8]| {
+            let analysis = sql::analyse(text, self.standard_strings);
+            analysis.statements == 1 && matches!(analysis.first, Command::Commit | Command::Rollback)
+        };
+        match cut.tag {
+            FrontendTag::Query => {
+                if ends(frontend::query(cut.body(input))) {
+                    self.end_orphan(to_client);
+                } else {
+                    self.failed_transaction().write(to_client);
+                }
+                reply::ready(to_client, self.tx);
+                self.drop_rest(cut);
+            }
+            FrontendTag::Parse => match frontend::parse(cut.body(input)) {
+                Ok(parse) if ends(parse.query) => {
+                    reply::message(to_client, BackendTag::ParseComplete, |_| {});
+                }
+                _ => self.refuse_in_orphan(cut, to_client),
+            },
+            FrontendTag::Bind => {
+                reply::message(to_client, BackendTag::BindComplete, |_| {});
+                self.drop_rest(cut);
+            }
+            FrontendTag::Describe => {
+                if cut.body(input).first() == Some(&b'S') {
+                    reply::message(to_client, BackendTag::ParameterDescription, |body| body.extend([0, 0]));
+                }
+                reply::message(to_client, BackendTag::NoData, |_| {});
+            }
+            FrontendTag::Execute => self.end_orphan(to_client),
+            FrontendTag::Close => reply::message(to_client, BackendTag::CloseComplete, |_| {}),
+            FrontendTag::Sync => reply::ready(to_client, self.tx),
+            FrontendTag::FunctionCall => {
+                self.failed_transaction().write(to_client);
+                reply::ready(to_client, self.tx);
+                self.drop_rest(cut);
+            }
+            FrontendTag::Terminate => return Fare::Wait(Next::End),
+            FrontendTag::Flush
+            | FrontendTag::CopyData
+            | FrontendTag::CopyDone
+            | FrontendTag::CopyFail
+            | FrontendTag::Password => self.drop_rest(cut),
+        }
+        Fare::Done
+    }
+
+    fn end_orphan(&mut self, to_client: &mut Vec<u8>) {
+        reply::command_complete(to_client, "ROLLBACK");
+        self.orphan = None;
+        self.tx = TxStatus::Idle;
+    }
+
+    fn refuse_in_orphan(&mut self, cut: Cut, to_client: &mut Vec<u8>) {
+        self.failed_transaction().write(to_client);
+        self.skipping = true;
+        self.drop_rest(cut);
+    }
+
+    /// What is said inside a failed transaction: first what happened to its server, then PostgreSQL's own words.
+    fn failed_transaction(&mut self) -> Report {
+        self.orphan.as_mut().and_then(|orphan| orphan.untold.take()).unwrap_or_else(|| {
+            Report::as_postgres(
+                SqlState::FAILED_TRANSACTION,
+                "current transaction is aborted, commands ignored until end of transaction block",
+            )
+        })
+    }
+
+    /// A frame while a server is attached.
+    fn with_server(
+        &mut self,
+        shared: &Interners,
+        input: &[u8],
+        cut: Cut,
+        server: &mut ServerSide,
+        to_server: &mut Outbound<'_>,
+        to_client: &mut Vec<u8>,
+    ) -> Result<Fare, Violation> {
+        match cut.tag {
+            FrontendTag::Query => {
+                let found = self.analysed.take();
+                let analysis = found.unwrap_or_else(|| self.analyse(cut, frontend::query(cut.body(input))));
+                server.dirty = server.dirty.and(analysis.effects);
+                // A simple query drops the unnamed statement, wherever it was made.
+                self.unnamed = None;
+                server.unnamed = None;
+                server.pipeline.push(Owed::forward(Kind::Query { commits: analysis.commits }));
+                to_server.pass(cut.range());
+                self.pass_rest(cut);
+            }
+            FrontendTag::Parse => return Ok(self.parse(shared, input, cut, server, to_server, to_client)),
+            FrontendTag::Bind => return Ok(self.bind(input, cut, server, to_server)),
+            FrontendTag::Describe => self.describe(input, cut, server, to_server),
+            FrontendTag::Execute => {
+                server.pipeline.push(Owed::forward(Kind::Execute { commits: self.bound_commits }));
+                to_server.pass(cut.range());
+            }
+            FrontendTag::Close => self.close(input, cut, server, to_server, to_client),
+            FrontendTag::FunctionCall => {
+                server.dirty = server.dirty.and(Effects::UNKNOWN);
+                server.pipeline.push(Owed::forward(Kind::Function));
+                to_server.pass(cut.range());
+                self.pass_rest(cut);
+            }
+            FrontendTag::Sync => {
+                if let Copy::In { stray_syncs } = &mut server.pipeline.copy {
+                    *stray_syncs += 1;
+                } else {
+                    server.pipeline.push(Owed::forward(Kind::Sync));
+                    server.pipeline.skipping = false;
+                }
+                self.skipping = false;
+                to_server.pass(cut.range());
+            }
+            FrontendTag::Flush => to_server.pass(cut.range()),
+            FrontendTag::CopyData => {
+                to_server.pass(cut.range());
+                self.pass_rest(cut);
+            }
+            FrontendTag::CopyDone | FrontendTag::CopyFail => {
+                if server.pipeline.copy != Copy::Both {
+                    server.pipeline.push(Owed::forward(Kind::CopyEnd));
+                    server.skip_idle_markers();
+                }
+                to_server.pass(cut.range());
+            }
+            FrontendTag::Terminate => return Ok(Fare::Wait(Next::End)),
+            FrontendTag::Password => {
+                return Err(Violation::Client(frame::FrameError::Type(FrontendTag::Password.byte())));
+            }
+        }
+        Ok(Fare::Done)
+    }
+
+    fn parse(
+        &mut self,
+        shared: &Interners,
+        input: &[u8],
+        cut: Cut,
+        server: &mut ServerSide,
+        to_server: &mut Outbound<'_>,
+        to_client: &mut Vec<u8>,
+    ) -> Fare {
+        let body = cut.body(input);
+        let parsed = if cut.is_whole() { frontend::parse(body).ok() } else { None };
+        let Some(parse) = parsed else {
+            // Too long to keep, or malformed. An unnamed one passes; the text cannot be made again elsewhere, which only
+            // matters if it is bound in a later batch. A named one passes under the client's own name.
+            let unnamed = body.first() == Some(&0);
+            server.dirty = server.dirty.and(if unnamed { Effects::UNKNOWN } else { Effects::PREPARE });
+            if unnamed {
+                self.unnamed_sent(None, Analysis::UNKNOWN, server);
+            }
+            server.pipeline.push(Owed::forward(Kind::Parse));
+            to_server.pass(cut.range());
+            self.pass_rest(cut);
+            return Fare::Done;
+        };
+        if parse.name.is_empty() {
+            self.unnamed_sent(Some(&body[1..]), sql::analyse(parse.query, self.standard_strings), server);
+            server.pipeline.push(Owed::forward(Kind::Parse).with(Note::Unnamed));
+            to_server.pass(cut.range());
+            return Fare::Done;
+        }
+        if let Some(existing) = self.prepared.get(parse.name).cloned() {
+            // PostgreSQL refuses a name that is taken, but only after it has looked at the text: let the server do both,
+            // against a statement that it has.
+            if server.is_busy() {
+                reply::request(to_server.edit(), FrontendTag::Flush, |_| {});
+                return Fare::Wait(Next::Quiet);
+            }
+            server.ensure_prepared(&existing, to_server);
+            let note = Note::Duplicate { name: parse.name.into(), statement: Arc::clone(&existing) };
+            server.pipeline.push(Owed::forward(Kind::Parse).with(note));
+            reply::parse(to_server.edit(), existing.name.as_bytes(), parse.query, parse.types);
+            return Fare::Done;
+        }
+        self.counts.client_parses += 1;
+        let analyse = || sql::analyse(parse.query, self.standard_strings);
+        let statement = shared.statements.intern(parse.query, parse.types, &self.settings, analyse);
+        self.prepared.insert(parse.name, Arc::clone(&statement));
+        let sent = !server.prepared.touch(statement.id);
+        let note = Note::Parsed { name: Some(parse.name.into()), statement: Arc::clone(&statement), sent };
+        if sent {
+            server.make_room(to_server);
+            reply::parse(to_server.edit(), statement.name.as_bytes(), parse.query, parse.types);
+            server.prepared.sent(statement);
+            server.pipeline.push(Owed::forward(Kind::Parse).with(note));
+        } else {
+            let mut answer = Vec::new();
+            reply::message(&mut answer, BackendTag::ParseComplete, |_| {});
+            server.answer(answer, Some(note), to_client);
+        }
+        Fare::Done
+    }
+
+    fn unnamed_sent(&mut self, text: Option<&[u8]>, analysis: Analysis, server: &mut ServerSide) {
+        self.unnamed_count = self.unnamed_count.wrapping_add(1);
+        let id = (self.id << 32) | u64::from(self.unnamed_count);
+        self.unnamed = Some(Box::new(Unnamed { id, text: text.map(Into::into), analysis }));
+        server.unnamed = Some(id);
+    }
+
+    fn bind(&mut self, input: &[u8], cut: Cut, server: &mut ServerSide, to_server: &mut Outbound<'_>) -> Fare {
+        let Ok(bind) = frontend::bind(cut.body(input)) else {
+            if !cut.is_whole() && cut.end - cut.start < WHOLE_FRAME {
+                return Fare::Wait(Next::Input);
+            }
+            server.pipeline.push(Owed::forward(Kind::Bind));
+            to_server.pass(cut.range());
+            self.pass_rest(cut);
+            return Fare::Done;
+        };
+        if bind.statement.is_empty() {
+            self.ensure_unnamed(server, to_server);
+            self.bound(self.unnamed.as_ref().map_or(Analysis::UNKNOWN, |u| u.analysis), server);
+        } else if let Some(statement) = self.prepared.get(bind.statement).cloned() {
+            self.bound(statement.analysis, server);
+            let statement = &statement;
+            server.ensure_prepared(statement, to_server);
+            rename_bind(cut, bind, statement, to_server);
+            server.pipeline.push(Owed::forward(Kind::Bind));
+            to_server.pass(cut.start + HEADER + bind.names_len..cut.end);
+            self.pass_rest(cut);
+            return Fare::Done;
+        }
+        // An unknown name goes as it is: no server has a statement of that name, and says so in its own words.
+        server.pipeline.push(Owed::forward(Kind::Bind));
+        to_server.pass(cut.range());
+        self.pass_rest(cut);
+        Fare::Done
+    }
+
+    /// What is bound will be run: what it may leave behind counts from here.
+    fn bound(&mut self, analysis: Analysis, server: &mut ServerSide) {
+        self.counts.binds += 1;
+        server.dirty = server.dirty.and(analysis.effects);
+        self.bound_commits = analysis.commits;
+    }
+
+    /// Sees to it that the server's unnamed statement is this client's, or none if the client has none.
+    fn ensure_unnamed(&mut self, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
+        let mine = self.unnamed.as_deref();
+        if server.unnamed == mine.map(|u| u.id) {
+            return;
+        }
+        server.unnamed = mine.map(|u| u.id);
+        match mine.and_then(|u| u.text.as_deref()) {
+            Some(text) => {
+                reply::request(to_server.edit(), FrontendTag::Parse, |body| {
+                    body.push(0);
+                    body.extend(text);
+                });
+                server.pipeline.push(Owed::swallow(Kind::Parse).with(Note::Unnamed));
+            }
+            None => {
+                reply::close_statement(to_server.edit(), b"");
+                server.pipeline.push(Owed::swallow(Kind::Close));
+            }
+        }
+    }
+
+    fn describe(&mut self, input: &[u8], cut: Cut, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
+        match frontend::named(cut.body(input)) {
+            Ok(Named::Statement(b"")) => {
+                self.ensure_unnamed(server, to_server);
+                server.pipeline.push(Owed::forward(Kind::DescribeStatement));
+                to_server.pass(cut.range());
+            }
+            Ok(Named::Statement(name)) => {
+                let known = self.prepared.get(name);
+                if let Some(statement) = known {
+                    server.ensure_prepared(statement, to_server);
+                    reply::request(to_server.edit(), FrontendTag::Describe, |body| {
+                        body.push(b'S');
+                        body.extend(statement.name.as_bytes());
+                        body.push(0);
+                    });
+                } else {
+                    to_server.pass(cut.range());
+                }
+                server.pipeline.push(Owed::forward(Kind::DescribeStatement));
+            }
+            Ok(Named::Portal(_)) | Err(_) => {
+                server.pipeline.push(Owed::forward(Kind::DescribePortal));
+                to_server.pass(cut.range());
+            }
+        }
+    }
+
+    fn close(
+        &mut self,
+        input: &[u8],
+        cut: Cut,
+        server: &mut ServerSide,
+        to_server: &mut Outbound<'_>,
+        to_client: &mut Vec<u8>,
+    ) {
+        if let Ok(Named::Statement(name)) = frontend::named(cut.body(input)) {
+            if name.is_empty() {
+                self.unnamed = None;
+                server.unnamed = None;
+            } else if let Some(statement) = self.prepared.remove(name) {
+                // The server keeps it for others.
+                let mut answer = Vec::new();
+                reply::message(&mut answer, BackendTag::CloseComplete, |_| {});
+                server.answer(answer, Some(Note::Closed { name: name.into(), statement }), to_client);
+                return;
+            }
+        }
+        server.pipeline.push(Owed::forward(Kind::Close));
+        to_server.pass(cut.range());
+    }
+
+    /// The pooler itself refuses what the client asked for, while no server is attached and its frame comes next.
+    ///
+    /// `frame` is the client's input from that frame on; its bytes up to the returned count are taken.
+    pub fn refuse(&mut self, report: &Report, input: &[u8], to_client: &mut Vec<u8>) -> Result<usize, Violation> {
+        report.write(to_client);
+        self.analysed = None;
+        if self.tx != TxStatus::Idle {
+            self.orphan = Some(Orphan { untold: None });
+            self.tx = TxStatus::Failed;
+        }
+        let Some(Frame { tag, len }) = frame::frontend(input).map_err(Violation::Client)? else { return Ok(0) };
+        let cut = Cut { tag, start: 0, end: input.len().min(len), len };
+        match tag {
+            FrontendTag::Query | FrontendTag::FunctionCall => reply::ready(to_client, self.tx),
+            _ => self.skipping = true,
+        }
+        self.drop_rest(cut);
+        Ok(cut.end)
+    }
+}
+
+impl ServerSide {
+    /// Puts a Parse in front if the server does not have the statement.
+    fn ensure_prepared(&mut self, statement: &Arc<Statement>, to_server: &mut Outbound<'_>) {
+        if self.prepared.touch(statement.id) {
+            return;
+        }
+        self.make_room(to_server);
+        reply::parse(to_server.edit(), statement.name.as_bytes(), &statement.query, &statement.types);
+        self.prepared.sent(Arc::clone(statement));
+        let note = Note::Parsed { name: None, statement: Arc::clone(statement), sent: true };
+        self.pipeline.push(Owed::swallow(Kind::Parse).with(note));
+    }
+
+    /// Closes the statements that were not used for longest, so that one more has room.
+    fn make_room(&mut self, to_server: &mut Outbound<'_>) {
+        while let Some(evicted) = self.prepared.evict(self.prepared_limit.saturating_sub(1)) {
+            reply::close_statement(to_server.edit(), evicted.name.as_bytes());
+            self.pipeline.push(Owed::swallow(Kind::Close));
+        }
+    }
+
+    /// An answer of our own: now if nothing is owed before it, else when its turn comes.
+    fn answer(&mut self, bytes: Vec<u8>, note: Option<Note>, to_client: &mut Vec<u8>) {
+        self.pipeline.batch_open = true;
+        if self.pipeline.owed.is_empty() {
+            to_client.extend(bytes);
+            return;
+        }
+        if let Some(note) = note {
+            self.pipeline.push(Owed { kind: Kind::Own, fate: Fate::Forward, note: Some(Box::new(note)) });
+        }
+        self.pipeline.push(Owed::forward(Kind::Own).with(Note::Reply(bytes)));
+    }
+
+    /// Markers that nothing will answer go when nothing is in front of them.
+    pub(super) fn skip_idle_markers(&mut self) {
+        while self.pipeline.copy == Copy::None
+            && self.pipeline.owed.front().is_some_and(|owed| owed.kind == Kind::CopyEnd)
+        {
+            self.pipeline.owed.pop_front();
+        }
+    }
+}
+
+/// Whether a frame is of use only when all of it is there, and short enough to wait for that.
+fn wants_whole(tag: FrontendTag, len: usize) -> bool {
+    match tag {
+        FrontendTag::CopyData | FrontendTag::FunctionCall => false,
+        // Its names are enough; `bind` waits for them.
+        FrontendTag::Bind => false,
+        FrontendTag::Query | FrontendTag::Parse => len <= WHOLE_FRAME,
+        FrontendTag::Close
+        | FrontendTag::CopyDone
+        | FrontendTag::CopyFail
+        | FrontendTag::Describe
+        | FrontendTag::Execute
+        | FrontendTag::Flush
+        | FrontendTag::Password
+        | FrontendTag::Sync
+        | FrontendTag::Terminate => true,
+    }
+}
+
+/// Writes the beginning of a Bind under the statement's name on the server; the rest of it passes as it is.
+fn rename_bind(cut: Cut, bind: frontend::Bind<'_>, statement: &Statement, to_server: &mut Outbound<'_>) {
+    let out = to_server.edit();
+    out.push(FrontendTag::Bind.byte());
+    // At most the client's own length, which was checked, and a name of ours.
+    let len = cut.len - 1 - bind.statement.len() + statement.name.len();
+    out.extend(u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes());
+    out.extend(bind.portal);
+    out.push(0);
+    out.extend(statement.name.as_bytes());
+    out.push(0);
+}

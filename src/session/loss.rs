@@ -1,0 +1,84 @@
+//! The server is gone: what the client is told for everything that was still owed.
+
+use super::pipeline::{Kind, Pipeline};
+use super::{Orphan, ServerSide, Session};
+use crate::wire::{Report, SqlState, TxStatus, reply};
+
+/// What the client's connection can do after its server was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerLoss {
+    /// The client has been told, message by message, and goes on.
+    Survived,
+    /// The client has half a frame, or is in a COPY: nothing that we could say would be understood.
+    Broken,
+}
+
+impl Session {
+    /// Answers everything the lost server owed with `cause`, so that the client can go on without it.
+    ///
+    /// An open transaction is gone with the server: the client is left in a failed one until it ends it. If a COMMIT was
+    /// under way its outcome is unknown, and the client is told so (08007) instead.
+    pub fn on_server_lost(&mut self, server: &mut ServerSide, cause: &Report, to_client: &mut Vec<u8>) -> ServerLoss {
+        let mid_frame = server.body.is_some_and(|body| body.pass);
+        if mid_frame || self.is_mid_frame() || server.pipeline.ambiguous {
+            return ServerLoss::Broken;
+        }
+        let was_open = server.pipeline.tx.is_open();
+        let Pipeline { owed, batch_open, skipping, .. } = std::mem::replace(&mut server.pipeline, Pipeline::new());
+        let commits = |kind| matches!(kind, Kind::Query { commits: true } | Kind::Execute { commits: true });
+        let unknown = owed.iter().any(|o| commits(o.kind));
+        // After the loss of an open transaction the client is in a failed one, unless its end was among what was asked.
+        let status = if was_open && !unknown { TxStatus::Failed } else { TxStatus::Idle };
+        let report = if unknown { unknown_outcome(cause) } else { cause.clone() };
+        let idle = owed.is_empty() && !batch_open && !skipping;
+        let mut told = skipping;
+        let mut notes = Vec::new();
+        for owed in owed {
+            match owed.kind {
+                Kind::Query { .. } | Kind::Function | Kind::Sync => {
+                    if owed.fate == super::pipeline::Fate::Forward {
+                        if !told {
+                            report.write(to_client);
+                        }
+                        reply::ready(to_client, status);
+                    }
+                    told = false;
+                }
+                Kind::Parse
+                | Kind::Bind
+                | Kind::DescribeStatement
+                | Kind::DescribePortal
+                | Kind::Execute { .. }
+                | Kind::Close
+                | Kind::Own => {
+                    if !told && owed.fate == super::pipeline::Fate::Forward {
+                        report.write(to_client);
+                        told = true;
+                    }
+                }
+                Kind::CopyEnd => {}
+            }
+            notes.extend(owed.note);
+        }
+        for note in notes.into_iter().rev() {
+            self.undo_lost(*note);
+        }
+        if told || skipping {
+            self.skipping = true;
+        } else if batch_open {
+            // Everything sent was answered, but the batch's Sync is still to come: it fails now.
+            report.write(to_client);
+            self.skipping = true;
+        }
+        self.tx = status;
+        self.orphan = (status == TxStatus::Failed).then(|| Orphan { untold: idle.then_some(report) });
+        ServerLoss::Survived
+    }
+}
+
+/// The report of a COMMIT whose answer was lost.
+fn unknown_outcome(cause: &Report) -> Report {
+    Report::ours(SqlState::TRANSACTION_UNKNOWN, "transaction outcome unknown: the server was lost during COMMIT")
+        .detail(cause.message.clone())
+        .hint("Find out from the data whether the transaction was committed before you repeat it.")
+}

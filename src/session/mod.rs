@@ -1,0 +1,353 @@
+//! What one client's conversation implies: which bytes go on, which are rewritten, and when a server is needed and free.
+//!
+//! [`Session`] is the client's side and lives as long as the client. [`ServerSide`] is what is known of the session on
+//! one server and lives as long as that connection. Frames of the client go through [`Session::on_client`], frames of
+//! the server through [`Session::on_server`]; neither awaits, and neither holds bytes that it was given.
+
+mod client_frames;
+mod loss;
+mod outbound;
+mod pipeline;
+pub mod prepared;
+mod replay;
+mod server_frames;
+pub mod settings;
+
+use crate::sql::{Analysis, Effects};
+use crate::wire::{FrameError, Report, TxStatus};
+use pipeline::{Copy, Pipeline};
+use prepared::{ClientPrepared, ServerPrepared, StatementInterner};
+use settings::{Settings, SettingsInterner};
+
+pub use loss::ServerLoss;
+pub use outbound::Outbound;
+
+/// A frame up to this size is looked at whole; of a longer one the beginning, and the rest streams past.
+pub const WHOLE_FRAME: usize = 64 * 1024;
+
+/// When a server goes back to its pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PoolMode {
+    /// When the client leaves.
+    Session,
+    /// At the end of each transaction.
+    Transaction,
+    /// At the end of each statement; transaction blocks are refused.
+    Statement,
+}
+
+/// What all sessions share.
+#[derive(Default)]
+pub struct Interners {
+    /// Sets of settings.
+    pub settings: SettingsInterner,
+    /// Prepared statements.
+    pub statements: StatementInterner,
+}
+
+/// One client's side of its conversation.
+#[derive(Debug)]
+pub struct Session {
+    id: u64,
+    mode: PoolMode,
+    /// What the client's last ReadyForQuery said.
+    tx: TxStatus,
+    /// What the client's session has set.
+    settings: Settings,
+    prepared: ClientPrepared,
+    unnamed: Option<Box<Unnamed>>,
+    unnamed_count: u32,
+    /// A frame whose beginning was handled and whose rest passes or is dropped.
+    body: Option<Body>,
+    /// We refused a message of a batch ourselves: everything up to its Sync is dropped.
+    skipping: bool,
+    /// The transaction failed together with its server: until the client ends it, we answer in the server's place.
+    orphan: Option<Orphan>,
+    /// The client's own frame is being looked at a second time, now with a server: this is what was found.
+    analysed: Option<Analysis>,
+    /// Whether the statement bound last ends a transaction.
+    bound_commits: bool,
+    /// `standard_conforming_strings`: how the client's texts are read.
+    standard_strings: bool,
+    /// ReadyForQuery messages that the client was given since somebody asked.
+    completed: u32,
+    counts: Counts,
+}
+
+/// What happened with prepared statements since somebody asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Parse messages of the client that named a statement.
+    pub client_parses: u64,
+    /// Parse messages that went to servers.
+    pub server_parses: u64,
+    /// Bind messages of the client.
+    pub binds: u64,
+}
+
+/// The text of the client's unnamed statement, to make it again on another server.
+#[derive(Debug)]
+struct Unnamed {
+    id: u64,
+    /// The body of its Parse message, without the name; none if it is too long to keep.
+    text: Option<Box<[u8]>>,
+    analysis: Analysis,
+}
+
+/// A failed transaction without a server.
+#[derive(Debug)]
+struct Orphan {
+    /// What happened, if the client has not been told yet: it was idle at that time.
+    untold: Option<Report>,
+}
+
+/// The rest of a frame that streams past.
+#[derive(Debug, Clone, Copy)]
+struct Body {
+    left: usize,
+    pass: bool,
+}
+
+/// What is known of the session on one server.
+#[derive(Debug)]
+pub struct ServerSide {
+    pipeline: Pipeline,
+    /// What is set there beyond its own defaults.
+    settings: Settings,
+    /// The last reported value of each reported setting.
+    params: Params,
+    prepared: ServerPrepared,
+    /// Which client's unnamed statement it holds.
+    unnamed: Option<u64>,
+    /// What the current client may have left behind.
+    dirty: Effects,
+    body: Option<Body>,
+    /// How many prepared statements it may hold.
+    prepared_limit: usize,
+}
+
+/// The values of the settings that a server reports, in the order in which it first reported them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Params(Vec<(Box<str>, Box<str>)>);
+
+impl Params {
+    /// Notes a reported value.
+    pub fn set(&mut self, name: &str, value: &str) {
+        match self.0.iter_mut().find(|(n, _)| &**n == name) {
+            Some(slot) => {
+                if &*slot.1 != value {
+                    slot.1 = value.into();
+                }
+            }
+            None => self.0.push((name.into(), value.into())),
+        }
+    }
+
+    /// A reported value.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(n, _)| &**n == name).map(|(_, value)| &**value)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (&**name, &**value))
+    }
+}
+
+/// How far a piece of input was handled, and why it stopped there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// Bytes that were handled; what is behind them has to be offered again.
+    pub bytes: usize,
+    /// Why it stopped.
+    pub next: Next,
+}
+
+/// What a session needs before it can go on with a client's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// More bytes.
+    Input,
+    /// A server for the frame that comes next.
+    Server,
+    /// The answers to what was sent, before the frame that comes next can be judged.
+    Quiet,
+    /// Nothing: the client said goodbye.
+    End,
+}
+
+/// Why a session cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// The client's bytes are no frames.
+    #[error(transparent)]
+    Client(FrameError),
+    /// The server's bytes are no frames, or answer nothing that was asked.
+    #[error("server protocol violation: {0}")]
+    Server(FrameError),
+    /// The server refused the client's settings: its own error.
+    #[error("the server refused to apply the session's settings: {}", .0.message)]
+    Replay(Report),
+    /// The server ends the connection, with these words.
+    #[error("the server ended the connection: {}", .0.message)]
+    Ended(Report),
+}
+
+impl Session {
+    /// A session that has just logged in with these settings.
+    pub fn new(id: u64, mode: PoolMode, settings: Settings, params: &Params) -> Self {
+        let standard_strings = params.get("standard_conforming_strings") != Some("off");
+        Self {
+            id,
+            mode,
+            tx: TxStatus::Idle,
+            settings,
+            prepared: ClientPrepared::default(),
+            unnamed: None,
+            unnamed_count: 0,
+            body: None,
+            skipping: false,
+            orphan: None,
+            analysed: None,
+            bound_commits: false,
+            standard_strings,
+            completed: 0,
+            counts: Counts::default(),
+        }
+    }
+
+    /// The transaction status the client was last told.
+    pub fn tx(&self) -> TxStatus {
+        self.tx
+    }
+
+    /// The client's settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// When the server goes back.
+    pub fn mode(&self) -> PoolMode {
+        self.mode
+    }
+
+    /// How many ReadyForQuery messages the client was given since the last call.
+    pub fn take_completed(&mut self) -> u64 {
+        u64::from(std::mem::take(&mut self.completed))
+    }
+
+    /// What happened with prepared statements since the last call.
+    pub fn take_counts(&mut self) -> Counts {
+        std::mem::take(&mut self.counts)
+    }
+
+    /// How many prepared statements the client has.
+    pub fn prepared_len(&self) -> usize {
+        self.prepared.len()
+    }
+
+    /// Whether a frame of the client has gone to the server in part.
+    pub fn is_mid_frame(&self) -> bool {
+        self.body.is_some_and(|body| body.pass)
+    }
+
+    /// Whether the server is done with this client for now and may serve another.
+    #[inline]
+    pub fn may_release(&self, server: &ServerSide) -> bool {
+        self.mode != PoolMode::Session && self.body.is_none() && server.is_free()
+    }
+}
+
+impl ServerSide {
+    /// A server that has just been logged in to.
+    pub fn new(defaults: Settings, params: Params, prepared_limit: usize) -> Self {
+        Self {
+            pipeline: Pipeline::new(),
+            settings: defaults,
+            params,
+            prepared: ServerPrepared::default(),
+            unnamed: None,
+            dirty: Effects::NONE,
+            body: None,
+            prepared_limit,
+        }
+    }
+
+    /// Nothing is owed, nothing is open, no frame is in progress.
+    #[inline]
+    pub fn is_free(&self) -> bool {
+        self.pipeline.is_free() && self.body.is_none()
+    }
+
+    /// Whether an answer is owed: something is running.
+    #[inline]
+    pub fn is_busy(&self) -> bool {
+        !self.pipeline.owed.is_empty()
+    }
+
+    /// The transaction status of its last ReadyForQuery.
+    pub fn tx(&self) -> TxStatus {
+        self.pipeline.tx
+    }
+
+    /// Whether the connection can serve another client after this one has left in the middle of something.
+    pub fn can_be_saved(&self) -> bool {
+        !self.pipeline.ambiguous
+            && !self.pipeline.batch_open
+            && !self.pipeline.skipping
+            && self.pipeline.copy != Copy::Both
+    }
+
+    /// Whether it waits for COPY data.
+    pub fn in_copy_in(&self) -> bool {
+        matches!(self.pipeline.copy, Copy::In { .. })
+    }
+
+    /// Whether it sends COPY data or rows past a frame boundary right now: nothing of ours may be put in between.
+    pub fn is_mid_frame(&self) -> bool {
+        self.body.is_some()
+    }
+
+    /// What the clients since the last reset may have left behind.
+    pub fn dirty(&self) -> Effects {
+        self.dirty
+    }
+
+    /// The reported settings.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// What is set beyond the defaults.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// How many prepared statements it holds.
+    pub fn prepared_len(&self) -> usize {
+        self.prepared.len()
+    }
+
+    /// The server was reset by DISCARD ALL: nothing is left but what it began with.
+    pub fn was_reset(&mut self, defaults: Settings) {
+        self.settings = defaults;
+        self.prepared = ServerPrepared::default();
+        self.unnamed = None;
+        self.dirty = Effects::NONE;
+    }
+
+    /// A ReadyForQuery of an exchange of our own was read, outside [`Session::on_server`].
+    pub fn note_ready(&mut self, status: TxStatus) {
+        self.pipeline.tx = status;
+    }
+
+    /// A ParameterStatus of an exchange of our own was read, outside [`Session::on_server`].
+    pub fn note_param(&mut self, name: &str, value: &str) {
+        self.params.set(name, value);
+    }
+
+    /// The settings were applied by an exchange of our own, outside [`Session::on_server`].
+    pub fn note_settings(&mut self, settings: Settings) {
+        self.settings = settings;
+    }
+}

@@ -1,0 +1,268 @@
+//! The queue of replies that a server still owes, and the one judge of when it is free.
+//!
+//! Every message that goes to a server and will be answered leaves an entry; the answers take the entries off again, in
+//! the order in which PostgreSQL promises them. Nothing else decides that a server may go to another client (faults.md I1).
+
+use super::prepared::Statement;
+use crate::wire::{BackendTag, TxStatus};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Which message is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Query: anything, until ReadyForQuery. `commits`: a lost answer leaves a transaction's outcome unknown.
+    Query { commits: bool },
+    /// FunctionCall: until ReadyForQuery.
+    Function,
+    /// Parse: ParseComplete.
+    Parse,
+    /// Bind: BindComplete.
+    Bind,
+    /// Describe of a statement: ParameterDescription, then RowDescription or NoData.
+    DescribeStatement,
+    /// Describe of a portal: RowDescription or NoData.
+    DescribePortal,
+    /// Execute: rows, until CommandComplete, EmptyQueryResponse or PortalSuspended.
+    Execute { commits: bool },
+    /// Close: CloseComplete.
+    Close,
+    /// Sync: ReadyForQuery.
+    Sync,
+    /// CopyDone or CopyFail: answered by the end of the COPY, not by itself.
+    CopyEnd,
+    /// Nothing from the server: an answer of our own whose turn has to come.
+    Own,
+}
+
+/// What becomes of the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// The client gets it.
+    Forward,
+    /// It answers a message of ours.
+    Swallow,
+}
+
+/// What has to be done or undone when an entry goes.
+#[derive(Debug)]
+pub(super) enum Note {
+    /// Parse of a named statement. `name` is the client's; none for a replay.
+    Parsed { name: Option<Box<[u8]>>, statement: Arc<Statement>, sent: bool },
+    /// Parse of a name the client has already: fails, with a message that has to name the client's name.
+    Duplicate { name: Box<[u8]>, statement: Arc<Statement> },
+    /// Parse of the unnamed statement.
+    Unnamed,
+    /// The client closed this name.
+    Closed { name: Box<[u8]>, statement: Arc<Statement> },
+    /// Bytes that are the client's when this entry's turn comes.
+    Reply(Vec<u8>),
+}
+
+/// One reply owed.
+#[derive(Debug)]
+pub(super) struct Owed {
+    pub(super) kind: Kind,
+    pub(super) fate: Fate,
+    pub(super) note: Option<Box<Note>>,
+}
+
+impl Owed {
+    pub(super) fn forward(kind: Kind) -> Self {
+        Self { kind, fate: Fate::Forward, note: None }
+    }
+
+    pub(super) fn swallow(kind: Kind) -> Self {
+        Self { kind, fate: Fate::Swallow, note: None }
+    }
+
+    pub(super) fn with(mut self, note: Note) -> Self {
+        self.note = Some(Box::new(note));
+        self
+    }
+}
+
+/// How far a COPY has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Copy {
+    None,
+    /// The server reads data from the client.
+    In {
+        /// Syncs that were sent since it began: read and ignored by the server, unless it had failed by then.
+        stray_syncs: u32,
+    },
+    /// The server sends data.
+    Out,
+    /// Both (replication): the connection belongs to this client for good.
+    Both,
+}
+
+/// The conversation with one server.
+#[derive(Debug)]
+pub(super) struct Pipeline {
+    pub(super) owed: VecDeque<Owed>,
+    /// The status of the last ReadyForQuery.
+    pub(super) tx: TxStatus,
+    pub(super) copy: Copy,
+    /// Extended-protocol messages were sent and no Sync since: an implicit transaction is open.
+    pub(super) batch_open: bool,
+    /// An extended-protocol message failed: the server skips everything until Sync.
+    pub(super) skipping: bool,
+    /// The replies can no longer be counted. The server stays with this client and is closed behind it.
+    pub(super) ambiguous: bool,
+}
+
+impl Pipeline {
+    pub(super) fn new() -> Self {
+        Self {
+            owed: VecDeque::new(),
+            tx: TxStatus::Idle,
+            copy: Copy::None,
+            batch_open: false,
+            skipping: false,
+            ambiguous: false,
+        }
+    }
+
+    /// Nothing owed, no transaction, no batch, no COPY.
+    #[inline]
+    pub(super) fn is_free(&self) -> bool {
+        self.owed.is_empty()
+            && self.tx == TxStatus::Idle
+            && !self.batch_open
+            && !self.skipping
+            && !self.ambiguous
+            && self.copy == Copy::None
+    }
+
+    #[inline]
+    pub(super) fn push(&mut self, owed: Owed) {
+        match owed.kind {
+            Kind::Parse
+            | Kind::Bind
+            | Kind::DescribeStatement
+            | Kind::DescribePortal
+            | Kind::Execute { .. }
+            | Kind::Close => self.batch_open = true,
+            Kind::Sync | Kind::Query { .. } | Kind::Function => self.batch_open = false,
+            Kind::CopyEnd | Kind::Own => {}
+        }
+        self.owed.push_back(owed);
+    }
+
+    /// Whether a frame of this type may answer the entry, and whether it is the last that does.
+    ///
+    /// `None`: the server broke the protocol. CopyData, DataRow and errors are judged elsewhere.
+    #[inline]
+    pub(super) fn answers(kind: Kind, tag: BackendTag) -> Option<bool> {
+        use BackendTag as T;
+        match kind {
+            Kind::Query { .. } => match tag {
+                T::Ready => Some(true),
+                T::RowDescription
+                | T::DataRow
+                | T::CommandComplete
+                | T::EmptyQuery
+                | T::CopyIn
+                | T::CopyOut
+                | T::CopyBoth
+                | T::CopyData
+                | T::CopyDone => Some(false),
+                _ => None,
+            },
+            Kind::Function => match tag {
+                T::Ready => Some(true),
+                T::FunctionResult => Some(false),
+                _ => None,
+            },
+            Kind::Parse => (tag == T::ParseComplete).then_some(true),
+            Kind::Bind => (tag == T::BindComplete).then_some(true),
+            Kind::DescribeStatement => match tag {
+                T::ParameterDescription => Some(false),
+                T::RowDescription | T::NoData => Some(true),
+                _ => None,
+            },
+            Kind::DescribePortal => matches!(tag, T::RowDescription | T::NoData).then_some(true),
+            Kind::Execute { .. } => match tag {
+                T::CommandComplete | T::EmptyQuery | T::PortalSuspended => Some(true),
+                T::DataRow | T::CopyIn | T::CopyOut | T::CopyBoth | T::CopyData | T::CopyDone => Some(false),
+                _ => None,
+            },
+            Kind::Close => (tag == T::CloseComplete).then_some(true),
+            Kind::Sync => (tag == T::Ready).then_some(true),
+            Kind::CopyEnd | Kind::Own => None,
+        }
+    }
+
+    /// COPY IN begins: what the client sent behind the command and before the end of its data, the server reads as a
+    /// part of the COPY. It ignores Sync there (CopyGetData, copyfromparse.c), so no answer to those will come.
+    pub(super) fn copy_in_begins(&mut self) {
+        let end = self.owed.iter().position(|o| o.kind == Kind::CopyEnd).unwrap_or(self.owed.len());
+        let mut at = 0;
+        self.owed.retain(|owed| {
+            let stray = at > 0 && at < end && owed.kind == Kind::Sync;
+            at += 1;
+            !stray
+        });
+        let ended = self.owed.iter().any(|o| o.kind == Kind::CopyEnd);
+        // With the Sync gone the batch is open again, until the Sync behind the data.
+        if !ended && matches!(self.owed.front(), Some(Owed { kind: Kind::Execute { .. }, .. })) {
+            self.batch_open = true;
+        }
+        self.copy = Copy::In { stray_syncs: 0 };
+    }
+
+    /// COPY IN is over, well or badly: its end marker, if it was sent, is behind us too.
+    pub(super) fn copy_ends(&mut self) {
+        self.copy = Copy::None;
+        if let Some(at) = self.owed.iter().position(|o| o.kind == Kind::CopyEnd) {
+            self.owed.remove(at);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kinds(pipeline: &Pipeline) -> Vec<Kind> {
+        pipeline.owed.iter().map(|o| o.kind).collect()
+    }
+
+    #[test]
+    fn a_sync_that_the_server_reads_as_part_of_a_copy_is_not_owed_an_answer() {
+        let execute = Kind::Execute { commits: false };
+        let mut pipeline = Pipeline::new();
+        for kind in [execute, Kind::Sync] {
+            pipeline.push(Owed::forward(kind));
+        }
+        pipeline.copy_in_begins();
+        assert_eq!(kinds(&pipeline), [execute]);
+        assert!(pipeline.batch_open && !pipeline.is_free());
+
+        let mut pipeline = Pipeline::new();
+        for kind in [execute, Kind::Sync, Kind::CopyEnd, Kind::Sync] {
+            pipeline.push(Owed::forward(kind));
+        }
+        pipeline.copy_in_begins();
+        assert_eq!(kinds(&pipeline), [execute, Kind::CopyEnd, Kind::Sync]);
+        pipeline.owed.pop_front();
+        pipeline.copy_ends();
+        assert_eq!(kinds(&pipeline), [Kind::Sync]);
+    }
+
+    #[test]
+    fn i01_a_server_is_free_only_when_nothing_is_owed_and_nothing_is_open() {
+        let mut pipeline = Pipeline::new();
+        assert!(pipeline.is_free());
+        pipeline.push(Owed::forward(Kind::Bind));
+        pipeline.owed.clear();
+        assert!(!pipeline.is_free(), "an answered batch without its Sync is an open transaction");
+        pipeline.push(Owed::forward(Kind::Sync));
+        assert!(!pipeline.is_free());
+        pipeline.owed.clear();
+        assert!(pipeline.is_free());
+        pipeline.tx = TxStatus::Failed;
+        assert!(!pipeline.is_free());
+    }
+}

@@ -1,0 +1,375 @@
+//! The server's frames: whom each answers, whether the client gets it, and what it says about the session.
+
+use super::pipeline::{Copy, Fate, Kind, Note, Owed, Pipeline};
+use super::prepared::PREFIX;
+use super::{Body, Next, Outbound, ServerSide, Session, Taken, Violation, WHOLE_FRAME};
+use crate::wire::frame::{self, Frame, FrameError, HEADER};
+use crate::wire::{BackendTag, SqlState, backend, reply};
+
+/// The frame at hand.
+#[derive(Clone, Copy)]
+struct Cut {
+    tag: BackendTag,
+    start: usize,
+    end: usize,
+    len: usize,
+}
+
+impl Session {
+    /// Handles the server's frames in `input`; what the client is to get goes to `to_client`.
+    ///
+    /// # Errors
+    /// [`Violation::Server`] if the bytes are no frames or answer nothing: that server cannot be used any more.
+    /// [`Violation::Replay`] if the server refused this client's settings.
+    pub fn on_server(
+        &mut self,
+        input: &[u8],
+        server: &mut ServerSide,
+        to_client: &mut Outbound<'_>,
+    ) -> Result<Taken, Violation> {
+        let mut at = 0;
+        loop {
+            if let Some(body) = &mut server.body {
+                let piece = at..input.len().min(at + body.left);
+                body.left -= piece.len();
+                at = piece.end;
+                if body.pass {
+                    to_client.pass(piece);
+                }
+                if body.left > 0 {
+                    break;
+                }
+                server.body = None;
+            }
+            if server.passes_rows() {
+                let run = frame::data_run(&input[at..]);
+                if run > 0 {
+                    to_client.pass(at..at + run);
+                    at += run;
+                }
+            }
+            let Some(Frame { tag, len }) = frame::backend(&input[at..]).map_err(Violation::Server)? else { break };
+            let cut = Cut { tag, start: at, end: input.len().min(at + len), len };
+            let whole = cut.end - cut.start == len;
+            if !whole && !streams(tag, len) {
+                break;
+            }
+            self.on_frame(input, cut, server, to_client)?;
+            at = cut.end;
+        }
+        if server.pipeline.owed.is_empty() {
+            server.prepared.quiet();
+        }
+        Ok(Taken { bytes: at, next: Next::Input })
+    }
+
+    #[inline]
+    fn on_frame(
+        &mut self,
+        input: &[u8],
+        cut: Cut,
+        server: &mut ServerSide,
+        to_client: &mut Outbound<'_>,
+    ) -> Result<(), Violation> {
+        let body = &input[cut.start + HEADER..cut.end];
+        match cut.tag {
+            BackendTag::Notice | BackendTag::Notification => {
+                let pass = server.front_fate() == Fate::Forward;
+                forward(cut, pass, server, to_client);
+                Ok(())
+            }
+            BackendTag::ParameterStatus => self.parameter_status(body, cut, server, to_client),
+            BackendTag::Error => self.error(body, cut, server, to_client),
+            BackendTag::DataRow
+            | BackendTag::CopyData
+            | BackendTag::RowDescription
+            | BackendTag::ParameterDescription
+            | BackendTag::NoData
+            | BackendTag::ParseComplete
+            | BackendTag::BindComplete
+            | BackendTag::CloseComplete
+            | BackendTag::CommandComplete
+            | BackendTag::EmptyQuery
+            | BackendTag::PortalSuspended
+            | BackendTag::FunctionResult
+            | BackendTag::CopyIn
+            | BackendTag::CopyOut
+            | BackendTag::CopyBoth
+            | BackendTag::CopyDone
+            | BackendTag::Ready => self.answer(body, cut, server, to_client),
+            BackendTag::Authentication | BackendTag::BackendKeyData | BackendTag::NegotiateVersion => {
+                Err(unexpected("login"))
+            }
+        }
+    }
+
+    /// A frame that answers the front of the queue.
+    #[inline]
+    fn answer(
+        &mut self,
+        body: &[u8],
+        cut: Cut,
+        server: &mut ServerSide,
+        to_client: &mut Outbound<'_>,
+    ) -> Result<(), Violation> {
+        let pipeline = &mut server.pipeline;
+        if pipeline.copy == Copy::Both {
+            return self.answer_dedicated(body, cut, server, to_client);
+        }
+        let Some(front) = pipeline.owed.front() else { return Err(unexpected("answer to nothing")) };
+        let Some(last) = Pipeline::answers(front.kind, cut.tag) else { return Err(unexpected("answer")) };
+        let pass = front.fate == Fate::Forward;
+        match cut.tag {
+            BackendTag::Ready => {
+                let status = backend::ready(body).map_err(Violation::Server)?;
+                server.pipeline.tx = status;
+                server.pipeline.copy_ends();
+                if pass {
+                    self.tx = status;
+                    self.completed += 1;
+                }
+            }
+            BackendTag::CommandComplete => self.command_complete(backend::command_tag(body), server),
+            BackendTag::CopyIn => server.pipeline.copy_in_begins(),
+            BackendTag::CopyOut => server.pipeline.copy = Copy::Out,
+            BackendTag::CopyBoth => server.pipeline.copy = Copy::Both,
+            _ => {}
+        }
+        forward(cut, pass, server, to_client);
+        if last {
+            self.pop_answered(server, to_client);
+        }
+        Ok(())
+    }
+
+    /// Takes off the front entry, now answered, and everything behind it that needs no answer.
+    fn pop_answered(&mut self, server: &mut ServerSide, to_client: &mut Outbound<'_>) {
+        if let Some(Owed { note: Some(note), .. }) = server.pipeline.owed.pop_front() {
+            self.confirm(*note, server, to_client);
+        }
+        loop {
+            server.skip_idle_markers();
+            match server.pipeline.owed.front() {
+                Some(Owed { kind: Kind::Own, .. }) => {
+                    if let Some(Owed { note: Some(note), .. }) = server.pipeline.owed.pop_front() {
+                        self.confirm(*note, server, to_client);
+                    }
+                }
+                _ => return,
+            }
+        }
+    }
+
+    /// What an entry's success means.
+    fn confirm(&mut self, note: Note, server: &mut ServerSide, to_client: &mut Outbound<'_>) {
+        match note {
+            Note::Parsed { statement, sent: true, .. } => server.prepared.confirm(statement.id),
+            Note::Parsed { sent: false, .. } | Note::Unnamed | Note::Closed { .. } => {}
+            // The server took a second statement of one name: it did not hold the first one after all. What stands under
+            // our name there now is not what we believe; forget it, so that the next use parses it afresh.
+            Note::Duplicate { statement, .. } => server.prepared.remove(statement.id),
+            Note::Reply(bytes) => to_client.edit().extend(bytes),
+        }
+    }
+
+    /// What it means that an entry was skipped because of an error before it.
+    fn undo(&mut self, note: Note, server: &mut ServerSide) {
+        match note {
+            Note::Parsed { name, statement, sent } => {
+                if sent {
+                    server.prepared.void(statement.id);
+                }
+                if let Some(name) = name {
+                    self.prepared.remove(&name);
+                }
+            }
+            Note::Unnamed => {
+                self.unnamed = None;
+                server.unnamed = None;
+            }
+            Note::Closed { name, statement } => self.prepared.insert(&name, statement),
+            Note::Duplicate { .. } | Note::Reply(_) => {}
+        }
+    }
+
+    /// The same for an entry that its server's end leaves unanswered.
+    pub(super) fn undo_lost(&mut self, note: Note) {
+        match note {
+            Note::Parsed { name: Some(name), .. } => drop(self.prepared.remove(&name)),
+            Note::Closed { name, statement } => self.prepared.insert(&name, statement),
+            Note::Unnamed => self.unnamed = None,
+            Note::Parsed { name: None, .. } | Note::Duplicate { .. } | Note::Reply(_) => {}
+        }
+    }
+
+    fn command_complete(&mut self, tag: &[u8], server: &mut ServerSide) {
+        if matches!(server.pipeline.copy, Copy::In { .. } | Copy::Out) {
+            server.pipeline.copy_ends();
+        }
+        match tag {
+            b"DISCARD ALL" | b"DEALLOCATE ALL" => {
+                server.prepared.clear_confirmed();
+                self.prepared.clear();
+            }
+            _ => {}
+        }
+    }
+
+    fn parameter_status(
+        &mut self,
+        body: &[u8],
+        cut: Cut,
+        server: &mut ServerSide,
+        to_client: &mut Outbound<'_>,
+    ) -> Result<(), Violation> {
+        let (name, value) = backend::parameter_status(body).map_err(Violation::Server)?;
+        server.params.set(name, value);
+        let pass = server.front_fate() == Fate::Forward;
+        if pass && name == "standard_conforming_strings" {
+            self.standard_strings = value != "off";
+        }
+        forward(cut, pass, server, to_client);
+        Ok(())
+    }
+
+    fn error(
+        &mut self,
+        body: &[u8],
+        cut: Cut,
+        server: &mut ServerSide,
+        to_client: &mut Outbound<'_>,
+    ) -> Result<(), Violation> {
+        let fields = backend::error(body);
+        if fields.is_fatal() {
+            return Err(Violation::Ended(fields.report()));
+        }
+        let Some(front) = server.pipeline.owed.front() else { return Err(unexpected("error")) };
+        if front.fate == Fate::Swallow && !matches!(front.note.as_deref(), Some(Note::Parsed { .. } | Note::Unnamed)) {
+            return Err(Violation::Replay(fields.report()));
+        }
+        match self.renamed_error(body, fields.code, front) {
+            Some(renamed) => reply::message(to_client.edit(), BackendTag::Error, |out| out.extend(renamed)),
+            None => forward(cut, true, server, to_client),
+        }
+        if let Copy::In { stray_syncs } = server.pipeline.copy {
+            server.pipeline.ambiguous |= stray_syncs > 0;
+        }
+        server.pipeline.copy_ends();
+        if matches!(server.pipeline.owed.front(), Some(Owed { kind: Kind::Query { .. } | Kind::Function, .. })) {
+            return Ok(());
+        }
+        self.skip_to_sync(server);
+        Ok(())
+    }
+
+    /// An extended-protocol message failed: the server skips everything up to the next Sync, whatever it is.
+    fn skip_to_sync(&mut self, server: &mut ServerSide) {
+        let sync = server.pipeline.owed.iter().position(|owed| owed.kind == Kind::Sync);
+        let skipped = sync.unwrap_or(server.pipeline.owed.len());
+        let notes: Vec<Note> = server.pipeline.owed.drain(..skipped).filter_map(|owed| owed.note).map(|n| *n).collect();
+        for note in notes.into_iter().rev() {
+            self.undo(note, server);
+        }
+        if sync.is_none() {
+            server.pipeline.skipping = true;
+        }
+    }
+
+    /// The body of an error that names one of our names for a statement, with the client's own name instead.
+    fn renamed_error(&self, body: &[u8], code: Option<SqlState>, front: &Owed) -> Option<Vec<u8>> {
+        if !matches!(code, Some(SqlState::INVALID_STATEMENT_NAME | SqlState::DUPLICATE_STATEMENT)) {
+            return None;
+        }
+        let at = body.windows(PREFIX.len()).position(|w| w == PREFIX.as_bytes())?;
+        let digits = body[at + PREFIX.len()..].iter().take_while(|b| b.is_ascii_digit()).count();
+        let end = at + PREFIX.len() + digits;
+        let name = match front.note.as_deref() {
+            Some(Note::Duplicate { name, .. }) => name,
+            _ => self.prepared.name_of(&body[at..end])?,
+        };
+        Some([&body[..at], name, &body[end..]].concat())
+    }
+
+    /// A connection that belongs to this client for good: nothing is counted any more, only the end is seen.
+    fn answer_dedicated(
+        &mut self,
+        body: &[u8],
+        cut: Cut,
+        server: &mut ServerSide,
+        to_client: &mut Outbound<'_>,
+    ) -> Result<(), Violation> {
+        server.pipeline.ambiguous = true;
+        if cut.tag == BackendTag::Ready {
+            let status = backend::ready(body).map_err(Violation::Server)?;
+            server.pipeline.tx = status;
+            server.pipeline.copy = Copy::None;
+            server.pipeline.owed.clear();
+            self.tx = status;
+            self.completed += 1;
+        }
+        forward(cut, true, server, to_client);
+        Ok(())
+    }
+}
+
+impl ServerSide {
+    /// Whether rows that come now are the client's.
+    #[inline]
+    fn passes_rows(&self) -> bool {
+        match self.pipeline.owed.front() {
+            Some(Owed { kind: Kind::Query { .. } | Kind::Execute { .. }, fate: Fate::Forward, .. }) => true,
+            Some(_) | None => self.pipeline.copy == Copy::Both,
+        }
+    }
+
+    /// Whose answer is due; between requests what comes is the client's.
+    fn front_fate(&self) -> Fate {
+        self.pipeline.owed.front().map_or(Fate::Forward, |owed| owed.fate)
+    }
+}
+
+/// Passes or drops a frame, and the rest of it when it comes.
+#[inline]
+fn forward(cut: Cut, pass: bool, server: &mut ServerSide, to_client: &mut Outbound<'_>) {
+    if pass {
+        to_client.pass(cut.start..cut.end);
+    }
+    let left = cut.len - (cut.end - cut.start);
+    if left > 0 {
+        server.body = Some(Body { left, pass });
+    }
+}
+
+/// Whether a frame may be handled before all of it is there.
+fn streams(tag: BackendTag, len: usize) -> bool {
+    match tag {
+        BackendTag::DataRow | BackendTag::CopyData => true,
+        // Their beginning says all that matters here.
+        BackendTag::Error
+        | BackendTag::Notice
+        | BackendTag::RowDescription
+        | BackendTag::ParameterDescription
+        | BackendTag::FunctionResult
+        | BackendTag::CopyIn
+        | BackendTag::CopyOut
+        | BackendTag::CopyBoth
+        | BackendTag::Notification
+        | BackendTag::ParameterStatus => len > WHOLE_FRAME,
+        BackendTag::Authentication
+        | BackendTag::BackendKeyData
+        | BackendTag::BindComplete
+        | BackendTag::CloseComplete
+        | BackendTag::CommandComplete
+        | BackendTag::CopyDone
+        | BackendTag::EmptyQuery
+        | BackendTag::NegotiateVersion
+        | BackendTag::NoData
+        | BackendTag::ParseComplete
+        | BackendTag::PortalSuspended
+        | BackendTag::Ready => false,
+    }
+}
+
+fn unexpected(what: &'static str) -> Violation {
+    Violation::Server(FrameError::Unexpected(what))
+}

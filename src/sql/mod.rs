@@ -1,0 +1,7 @@
+//! Just enough SQL: the words of a statement, and what they say about where it may run and what it leaves behind.
+
+pub mod classify;
+pub mod lexer;
+
+pub use classify::{Analysis, Command, Effects, analyse};
+pub use lexer::{Lexer, StrKind, Token};

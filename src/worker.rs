@@ -1,0 +1,183 @@
+//! Worker threads: each has a runtime, a listener on every address, and the clients it serves.
+
+use crate::client::{self, Context, Door};
+use crate::net::listener::{Accepted, Bound};
+use crate::net::{Socket, SocketOptions, Stream};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::runtime;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{Semaphore, watch};
+
+/// An address where clients come in.
+#[derive(Debug)]
+pub struct Entrance {
+    /// The socket.
+    pub bound: Bound,
+    /// How they come in there.
+    pub door: Arc<Door>,
+}
+
+/// What all workers share.
+struct Team {
+    context: Arc<Context>,
+    entrances: Vec<Entrance>,
+    socket: SocketOptions,
+    /// Clients of each worker.
+    loads: Vec<AtomicUsize>,
+    /// Connections for each worker from the others.
+    hand_over: Vec<UnboundedSender<Arrival>>,
+    logins: usize,
+}
+
+/// A connection that one worker accepted for another, and the entrance it came through.
+type Arrival = (Accepted, Arc<Door>);
+
+/// Running workers.
+#[derive(Debug)]
+pub struct Workers {
+    threads: Vec<JoinHandle<()>>,
+    stop: watch::Sender<bool>,
+}
+
+/// A client counted in its worker's load.
+struct Load(Arc<Team>, usize);
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.loads[self.1].fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Workers {
+    /// Starts `count` workers. `logins` connections may be on their way to a login in each of them.
+    pub fn start(
+        count: usize,
+        logins: usize,
+        context: &Arc<Context>,
+        entrances: Vec<Entrance>,
+        socket: SocketOptions,
+    ) -> io::Result<Self> {
+        let (stop, stopped) = watch::channel(false);
+        let (hand_over, arrivals): (Vec<_>, Vec<_>) = (0..count).map(|_| unbounded_channel()).unzip();
+        let loads = (0..count).map(|_| AtomicUsize::new(0)).collect();
+        let team = Arc::new(Team { context: Arc::clone(context), entrances, socket, loads, hand_over, logins });
+        let mut threads = Vec::new();
+        for (at, arrivals) in arrivals.into_iter().enumerate() {
+            let (team, stopped) = (Arc::clone(&team), stopped.clone());
+            let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+            let thread = std::thread::Builder::new().name(format!("worker-{at}")).spawn(move || {
+                runtime.block_on(work(team, at, arrivals, stopped));
+                // What clients are left end here; their servers are closed, never given back.
+                runtime.shutdown_background();
+            })?;
+            threads.push(thread);
+        }
+        Ok(Self { threads, stop })
+    }
+
+    /// Stops accepting, drops all clients that are left, and waits for the threads to end.
+    pub fn stop(self) {
+        let _ = self.stop.send(true);
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a worker has panicked");
+            }
+        }
+    }
+}
+
+async fn work(
+    team: Arc<Team>,
+    at: usize,
+    mut arrivals: UnboundedReceiver<Arrival>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let slots = Arc::new(Semaphore::new(team.logins));
+    for entrance in 0..team.entrances.len() {
+        tokio::spawn(accept(Arc::clone(&team), at, entrance, Arc::clone(&slots)));
+    }
+    loop {
+        tokio::select! {
+            arrival = arrivals.recv() => match arrival {
+                Some((accepted, door)) => {
+                    if let Ok(socket) = accepted.into_socket() {
+                        welcome(&team, at, socket, door, None);
+                    }
+                }
+                None => return,
+            },
+            _ = stopped.changed() => return,
+        }
+    }
+}
+
+/// Accepts connections at one entrance, for as long as the worker lives.
+async fn accept(team: Arc<Team>, at: usize, entrance: usize, slots: Arc<Semaphore>) {
+    let Entrance { bound, door } = &team.entrances[entrance];
+    let listener = match bound.register() {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%error, "cannot listen");
+            return;
+        }
+    };
+    loop {
+        // Who has not proven anything yet takes one of few places: a flood of them waits in the kernel's queue.
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok(socket) => {
+                let lightest = team.lightest(at);
+                if lightest == at {
+                    welcome(&team, at, socket, Arc::clone(door), Some(slot));
+                } else if let Ok(accepted) = Accepted::from_socket(socket) {
+                    team.loads[lightest].fetch_add(1, Ordering::Relaxed);
+                    let _ = team.hand_over[lightest].send((accepted, Arc::clone(door)));
+                    team.loads[lightest].fetch_sub(1, Ordering::Relaxed);
+                }
+            }
+            Err(error) => {
+                team.context.counters.accept_errors.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(%error, "cannot accept a connection");
+                // Out of descriptors or memory: it will not get better by trying at once.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+impl Team {
+    /// The worker with the fewest clients; this one unless another has fewer.
+    fn lightest(&self, at: usize) -> usize {
+        let load = |i: usize| self.loads[i].load(Ordering::Relaxed);
+        let lightest = (0..self.loads.len()).min_by_key(|&i| load(i)).unwrap_or(at);
+        if load(lightest) < load(at) { lightest } else { at }
+    }
+}
+
+/// Serves a connection in this worker.
+fn welcome(
+    team: &Arc<Team>,
+    at: usize,
+    socket: Socket,
+    door: Arc<Door>,
+    slot: Option<tokio::sync::OwnedSemaphorePermit>,
+) {
+    if let Socket::Tcp(stream) = &socket
+        && let Err(error) = team.socket.apply(stream)
+    {
+        // The peer is gone already.
+        tracing::debug!(%error, "cannot set socket options");
+        return;
+    }
+    team.loads[at].fetch_add(1, Ordering::Relaxed);
+    let load = Load(Arc::clone(team), at);
+    let served = client::serve(Arc::clone(&team.context), door, Stream::plain(socket), slot);
+    tokio::spawn(async move {
+        served.await;
+        drop(load);
+    });
+}
