@@ -1,12 +1,21 @@
-//! pg-ambassador
+//! pg-ambassador: a PostgreSQL ambassador connection pooler.
+pub mod admin;
+pub mod ambassador;
+pub mod args;
 pub mod auth;
 pub mod client;
+pub mod config;
 pub mod credentials;
+pub mod drain;
 pub mod net;
 pub mod pool;
 pub mod random;
+pub mod secret;
 pub mod server;
 pub mod session;
 pub mod sql;
+pub mod telemetry;
+pub mod watch;
+pub mod watchdog;
 pub mod wire;
 pub mod worker;

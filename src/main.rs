@@ -1,83 +1,125 @@
-//! quick main
-use pg_ambassador::*;
-use std::sync::*;
+//! Parse arguments, run, turn the result into an exit code.
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use pg_ambassador::ambassador::{Ambassador, read_file};
+use pg_ambassador::args::{Cli, Command, Hash, Healthcheck, Settings};
+use pg_ambassador::auth::scram::Verifier;
+use pg_ambassador::config::{self, Config, Sources};
+use pg_ambassador::{random, telemetry};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
-struct NoConsole;
-impl client::Console for NoConsole {
-    fn is_named(&self, _: &str) -> bool {
-        false
-    }
-    fn serve<'a>(&'a self, _: client::login::LoggedIn) -> credentials::BoxFuture<'a, ()> {
-        Box::pin(async {})
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(settings) => run(&settings),
+        Command::Check(settings) => check(&settings),
+        Command::Demo(_) => Ok(()),
+        Command::Healthcheck(options) => healthcheck(&options),
+        Command::Hash(options) => hash(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pg-ambassador: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
-fn main() {
-    let a: Vec<String> = std::env::args().collect();
-    let port: u16 = a[1].parse().unwrap();
-    let up: u16 = a[2].parse().unwrap();
-    let size: usize = a[3].parse().unwrap();
-    let workers: usize = a[4].parse().unwrap();
-    tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).init();
-    let interners = Arc::new(session::Interners::default());
-    let cfg = pool::DirectoryConfig {
-        databases: vec![pool::DatabaseConfig {
-            name: "*".into(),
-            nodes: vec![net::Address::new("127.0.0.1", up)],
-            dbname: None,
-            user: None,
-            password: None,
-            mode: session::PoolMode::Transaction,
-            tls: net::tls::UpstreamTls {
-                mode: net::tls::SslMode::Disable,
-                authorities: vec![],
-                identity: None,
-                direct: false,
-            },
-            socket: Default::default(),
-            pool: pool::PoolConfig {
-                size,
-                min_idle: 0,
-                reserve: 0,
-                reserve_after: Duration::ZERO,
-                idle_timeout: Duration::from_secs(600),
-                lifetime: Duration::from_secs(3600),
-                connect_timeout: Duration::from_secs(5),
-            },
-            max_connections: None,
-            max_clients: None,
-            prepared_limit: 500,
-        }],
-        users: Default::default(),
-        dials_per_node: 4,
-    };
-    let directory = pool::Directory::new(&cfg, interners.clone()).unwrap();
-    let ctx = Arc::new(client::Context {
-        clients: client::Clients::new(20000),
-        interners,
-        directory: directory.clone(),
-        cancels: client::CancelLane::new(16),
-        users: Default::default(),
-        auth_query: None,
-        pass_through: false,
-        limits: RwLock::new(Arc::new(client::Limits::default())),
-        login_timeout: Duration::from_secs(10),
-        console: Arc::new(NoConsole),
-        mock_secret: [0; 32],
-        names: Default::default(),
-        sources: Default::default(),
-        counters: Default::default(),
-        closed: Default::default(),
-    });
-    let bound = net::listener::Bound::tcp(([127, 0, 0, 1], port).into()).unwrap();
-    let door = Arc::new(client::Door { method: auth::Method::Trust, tls: Default::default(), tls_required: false });
-    let w =
-        worker::Workers::start(workers, 128, &ctx, vec![worker::Entrance { bound, door }], Default::default()).unwrap();
-    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    rt.block_on(async {
-        loop {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            directory.maintain(std::time::Instant::now());
+
+/// Everything that is written, from flags, environment and file.
+fn sources(flags: Vec<(String, String)>, file: Option<PathBuf>) -> Result<Sources> {
+    let mut env: std::collections::BTreeMap<String, String> =
+        std::env::vars().filter(|(name, _)| name.starts_with("PG")).collect();
+    let named = env.remove("PG_AMBASSADOR_CONFIG").map(PathBuf::from);
+    let file = read_file(file.or(named)).map_err(anyhow::Error::msg)?;
+    Ok(Sources { flags, env, file })
+}
+
+fn resolve(settings: &Settings) -> Result<(Config, Sources)> {
+    let flags = settings.flags().map_err(anyhow::Error::msg)?;
+    let sources = sources(flags, settings.config.clone())?;
+    match config::resolve(&sources) {
+        Ok(config) => Ok((config, sources)),
+        Err(faults) => {
+            for fault in &faults {
+                eprintln!("{fault}");
+            }
+            match faults.len() {
+                1 => bail!("the configuration has a fault"),
+                n => bail!("the configuration has {n} faults"),
+            }
         }
-    });
-    drop(w);
+    }
+}
+
+fn run(settings: &Settings) -> Result<()> {
+    let (config, sources) = resolve(settings)?;
+    let log = telemetry::init_logs(&config.log);
+    // The control thread: signals, maintenance, HTTP. Clients are served by the workers.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let ambassador = Ambassador::start(config, sources, log).await?;
+        for address in &ambassador.addresses {
+            tracing::info!(%address, "listening");
+        }
+        if let Some(address) = ambassador.admin_address {
+            tracing::info!(%address, "serving metrics and health");
+        }
+        ambassador.run().await.context("cannot listen for signals")
+    })
+}
+
+fn check(settings: &Settings) -> Result<()> {
+    let (config, _) = resolve(settings)?;
+    let mut out = std::io::stdout().lock();
+    let width = config.settings.iter().map(|setting| setting.key.len()).max().unwrap_or(0);
+    for setting in &config.settings {
+        let place = setting.place.as_ref().map(|place| format!("  # {place}")).unwrap_or_default();
+        writeln!(out, "{:width$} = {}{place}", setting.key, setting.value)?;
+    }
+    Ok(())
+}
+
+fn healthcheck(options: &Healthcheck) -> Result<()> {
+    let address = match &options.admin_listen {
+        Some(address) => address.parse().with_context(|| format!("{address:?} is no address"))?,
+        None => {
+            // Only where to ask is of interest: the rest of the configuration may need what is not here.
+            let sources = sources(vec![("url".into(), "postgres://localhost".into())], options.config.clone())?;
+            match config::resolve(&sources) {
+                Ok(config) => config.admin_listen.context("admin_listen is off")?,
+                Err(faults) => bail!("{}", faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")),
+            }
+        }
+    };
+    let patience = Duration::from_secs(5);
+    let mut stream =
+        TcpStream::connect_timeout(&address, patience).with_context(|| format!("nobody answers at {address}"))?;
+    stream.set_read_timeout(Some(patience))?;
+    write!(stream, "GET /{} HTTP/1.0\r\n\r\n", options.check.trim_start_matches('/'))?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).with_context(|| format!("no answer from {address}"))?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    if head.split(' ').nth(1) == Some("200") {
+        return Ok(());
+    }
+    bail!("{}", body.trim())
+}
+
+fn hash(options: &Hash) -> Result<()> {
+    let iterations = NonZeroU32::new(options.iterations).filter(|i| i.get() <= 100_000);
+    let iterations = iterations.context("--iterations: write a number from 1 to 100000")?;
+    let mut password = String::new();
+    std::io::stdin().read_line(&mut password).context("cannot read the password from standard input")?;
+    let password = password.strip_suffix('\n').unwrap_or(&password);
+    if password.is_empty() {
+        bail!("the password is empty: write it to standard input, as in `printf %s secret | pg-ambassador hash`");
+    }
+    println!("{}", Verifier::new(password, &random::bytes::<16>(), iterations));
+    Ok(())
 }

@@ -31,7 +31,10 @@ struct Team {
     /// Connections for each worker from the others.
     hand_over: Vec<UnboundedSender<Arrival>>,
     logins: usize,
+    beat: Beat,
 }
+
+type Beat = Box<dyn Fn(usize) + Send + Sync>;
 
 /// A connection that one worker accepted for another, and the entrance it came through.
 type Arrival = (Accepted, Arc<Door>);
@@ -53,18 +56,21 @@ impl Drop for Load {
 }
 
 impl Workers {
-    /// Starts `count` workers. `logins` connections may be on their way to a login in each of them.
+    /// Starts `count` workers. `logins` connections may be on their way to a login in each of them; `beat` is called by
+    /// each about once a second, with its number.
     pub fn start(
         count: usize,
         logins: usize,
         context: &Arc<Context>,
         entrances: Vec<Entrance>,
         socket: SocketOptions,
+        beat: impl Fn(usize) + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let (stop, stopped) = watch::channel(false);
         let (hand_over, arrivals): (Vec<_>, Vec<_>) = (0..count).map(|_| unbounded_channel()).unzip();
+        let beat: Beat = Box::new(beat);
         let loads = (0..count).map(|_| AtomicUsize::new(0)).collect();
-        let team = Arc::new(Team { context: Arc::clone(context), entrances, socket, loads, hand_over, logins });
+        let team = Arc::new(Team { context: Arc::clone(context), entrances, socket, loads, hand_over, logins, beat });
         let mut threads = Vec::new();
         for (at, arrivals) in arrivals.into_iter().enumerate() {
             let (team, stopped) = (Arc::clone(&team), stopped.clone());
@@ -100,8 +106,10 @@ async fn work(
     for entrance in 0..team.entrances.len() {
         tokio::spawn(accept(Arc::clone(&team), at, entrance, Arc::clone(&slots)));
     }
+    let mut beats = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {
+            _ = beats.tick() => (team.beat)(at),
             arrival = arrivals.recv() => match arrival {
                 Some((accepted, door)) => {
                     if let Ok(socket) = accepted.into_socket() {

@@ -4,17 +4,17 @@
 //! comment line. A secret is a password, `md5` and 32 hex digits, or a SCRAM verifier.
 
 use super::scram::{DEFAULT_ITERATIONS, Verifier};
+use crate::secret::SecretString;
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::OnceLock;
-use zeroize::Zeroizing;
 
 /// What we know of a user to check a login by.
 pub enum Secret {
     /// The password itself. The verifier is derived at the first SCRAM login, not at each.
-    Password(Zeroizing<String>, OnceLock<Verifier>),
+    Password(SecretString, OnceLock<Verifier>),
     /// PostgreSQL's MD5 hash.
-    Md5(Zeroizing<String>),
+    Md5(SecretString),
     /// A SCRAM verifier.
     Scram(Verifier),
 }
@@ -37,9 +37,9 @@ impl Secret {
         }
         match text.strip_prefix("md5") {
             Some(hex) if hex.len() == 32 && hex.bytes().all(|b| b.is_ascii_hexdigit()) => {
-                Self::Md5(Zeroizing::new(text.to_owned()))
+                Self::Md5(SecretString::new(text))
             }
-            _ => Self::Password(Zeroizing::new(text.to_owned()), OnceLock::new()),
+            _ => Self::Password(SecretString::new(text), OnceLock::new()),
         }
     }
 
@@ -50,7 +50,7 @@ impl Secret {
             Self::Scram(verifier) => Some(verifier.clone()),
             Self::Password(password, verifier) => {
                 let iterations = NonZeroU32::new(DEFAULT_ITERATIONS)?;
-                Some(verifier.get_or_init(|| Verifier::new(password, &salt(), iterations)).clone())
+                Some(verifier.get_or_init(|| Verifier::new(password.expose(), &salt(), iterations)).clone())
             }
             Self::Md5(_) => None,
         }
@@ -145,7 +145,7 @@ mod tests {
             "; comment\n\"ann\" \"pa\"\"ss\" \"ignored\"\n\n\"bob\" \"md50123456789abcdef0123456789abcdef\"\n\"cy\" \"SCRAM-SHA-256$4096:AAAAAAAAAAAAAAAAAAAAAA==$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\"\n\"dee\" \"md5short\"",
         )
         .unwrap();
-        assert!(matches!(list.get("ann"), Some(Secret::Password(p, _)) if **p == "pa\"ss"));
+        assert!(matches!(list.get("ann"), Some(Secret::Password(p, _)) if p.expose() == "pa\"ss"));
         assert!(matches!(list.get("bob"), Some(Secret::Md5(_))));
         assert!(matches!(list.get("cy"), Some(Secret::Scram(_))));
         assert!(matches!(list.get("dee"), Some(Secret::Password(..))));

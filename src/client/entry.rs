@@ -130,6 +130,17 @@ impl ClientEntry {
         self.requested_ms.store(u64::try_from(ms).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
+    /// It waits for a server from now on.
+    pub(super) fn waits_since(&self, now: Instant) {
+        self.note_request(now);
+        self.set_state(ClientState::Waiting);
+    }
+
+    /// How long it has waited for a server, if it does.
+    pub fn waiting(&self) -> Option<Duration> {
+        (self.state() == ClientState::Waiting).then(|| self.requested().elapsed())
+    }
+
     /// How many prepared statements it has.
     pub fn prepared(&self) -> u32 {
         self.prepared.load(Ordering::Relaxed)

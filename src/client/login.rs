@@ -8,8 +8,9 @@ use crate::credentials::{PassThrough, Proof};
 use crate::net::Stream;
 use crate::net::tls::{self, ALPN};
 use crate::pool::directory::{NoSuchDatabase, Purpose, Replication};
-use crate::pool::{LeaseError, PoolSet};
+use crate::pool::{Full, LeaseError, Member, PoolSet};
 use crate::random;
+use crate::secret::SecretString;
 use crate::session::settings::Settings;
 use crate::session::{Params, PoolMode, Session};
 use crate::wire::frame::{self, HEADER};
@@ -335,12 +336,12 @@ impl<'a> Visitor<'a> {
         let stored = match secret {
             Some(Secret::Md5(stored)) => stored.clone(),
             Some(Secret::Password(password, _)) => {
-                Zeroizing::new(auth::md5::stored(&startup.user, password.as_bytes()))
+                SecretString::new(auth::md5::stored(&startup.user, password.expose().as_bytes()))
             }
             // Nobody has this one.
-            Some(Secret::Scram(_)) | None => Zeroizing::new(random::nonce()),
+            Some(Secret::Scram(_)) | None => SecretString::new(random::nonce()),
         };
-        if !auth::md5::verify(&stored, salt, answer) {
+        if !auth::md5::verify(stored.expose(), salt, answer) {
             return Err(wrong_password(&startup.user).into());
         }
         Ok(None)
@@ -354,10 +355,10 @@ impl<'a> Visitor<'a> {
             return Err(Report::as_postgres(SqlState::INVALID_PASSWORD, "empty password returned by client").into());
         }
         let right = match secret {
-            Some(Secret::Password(known, _)) => bool::from(known.as_bytes().ct_eq(password.as_bytes())),
-            Some(Secret::Md5(stored)) => {
-                bool::from(auth::md5::stored(&startup.user, password.as_bytes()).as_bytes().ct_eq(stored.as_bytes()))
-            }
+            Some(Secret::Password(known, _)) => bool::from(known.expose().as_bytes().ct_eq(password.as_bytes())),
+            Some(Secret::Md5(stored)) => bool::from(
+                auth::md5::stored(&startup.user, password.as_bytes()).as_bytes().ct_eq(stored.expose().as_bytes()),
+            ),
             Some(Secret::Scram(verifier)) => verifier.fits(password),
             None => {
                 let _ = Verifier::mock(&startup.user, &self.context.mock_secret).fits(password);
@@ -367,7 +368,7 @@ impl<'a> Visitor<'a> {
         if !right {
             return Err(wrong_password(&startup.user).into());
         }
-        Ok(Proof::Password { text: Zeroizing::new(password.to_owned()), may_leave_in_clear: false })
+        Ok(Proof::Password { text: SecretString::new(password), may_leave_in_clear: false })
     }
 }
 
@@ -408,6 +409,8 @@ pub struct Opened {
     pub session: Session,
     /// Its pools.
     pub pools: Arc<PoolSet>,
+    /// Its place among their clients.
+    pub member: Member,
 }
 
 /// Opens the session of a client that has logged in: checks its database and settings against a server, and welcomes it.
@@ -439,11 +442,21 @@ pub async fn open(context: &Context, login: &mut LoggedIn, place: super::entry::
             let source = context.pass_through_source(&startup.database, &startup.user, proof);
             context
                 .directory
-                .pools_for(&startup.database, &startup.user, Purpose::Clients, Some(source))
+                .pools(&startup.database, &startup.user, Purpose::Clients, Some(source))
                 .map_err(no_database)?
         }
-        None => context.directory.pools(&startup.database, &startup.user).map_err(no_database)?,
+        None => {
+            context.directory.pools(&startup.database, &startup.user, Purpose::Clients, None).map_err(no_database)?
+        }
     };
+    let member = pools.join().map_err(|full| {
+        let whose = match full {
+            Full::Database => format!("database \"{}\"", startup.database),
+            Full::User => format!("user \"{}\"", startup.user),
+        };
+        Report::as_postgres(SqlState::TOO_MANY_CONNECTIONS, format!("too many connections for {whose}"))
+            .detail("pg-ambassador: its max_clients is reached")
+    })?;
     let settings = context.interners.settings.intern(settings);
     let limits = context.limits();
     let deadline = Instant::now() + limits.checkout;
@@ -474,15 +487,15 @@ pub async fn open(context: &Context, login: &mut LoggedIn, place: super::entry::
     reply::ready(&mut message, TxStatus::Idle);
     login.stream.write_all(&message).await?;
     pools.stats.count_login();
-    let session = Session::new(listed.entry.id, pools.mode, settings, &params);
-    Ok(Opened { listed, session, pools })
+    let session = Session::new(listed.entry.id, pools.mode(), settings, &params);
+    Ok(Opened { listed, session, pools, member })
 }
 
 /// Asks a server what a client with these settings is told at its login: it knows which values are good, and how it
 /// writes them.
 async fn learn_welcome(pools: &PoolSet, settings: &Settings, deadline: Instant) -> Result<Arc<Params>, Ended> {
     let refused = |error: LeaseError| Ended::Refused(error.report());
-    let mut lease = pools.lease(0, deadline).await.map_err(refused)?;
+    let mut lease = pools.lease_until(0, deadline).await.map_err(refused)?;
     let broken = |error: &dyn std::fmt::Display| {
         Report::ours(SqlState::CONNECTION_FAILURE, "the server was lost during the login").detail(error.to_string())
     };
@@ -498,7 +511,7 @@ async fn learn_welcome(pools: &PoolSet, settings: &Settings, deadline: Instant) 
     }
     let params = Arc::new(lease.params().clone());
     lease.pool().remember_welcome(settings, Arc::clone(&params));
-    if pools.mode == PoolMode::Session || !lease.side.dirty().is_none() {
+    if pools.mode() == PoolMode::Session || !lease.side.dirty().is_none() {
         lease.reset_and_finish(std::time::Duration::from_secs(10));
     } else {
         lease.finish(Instant::now());
@@ -519,7 +532,7 @@ pub struct AuthQuery {
     /// The role that may run it.
     pub user: String,
     /// That role's password.
-    pub password: Option<Zeroizing<String>>,
+    pub password: Option<SecretString>,
     /// The database to run it in; the client's if there is none.
     pub database: Option<String>,
 }
@@ -534,11 +547,11 @@ impl AuthQuery {
         };
         // Connections of its own, on which no client's settings are ever applied (faults.md I11).
         let source = PassThrough::new(proof);
-        let Ok(pools) = context.directory.pools_for(database, &self.user, Purpose::Auth, Some(source)) else {
+        let Ok(pools) = context.directory.pools(database, &self.user, Purpose::Auth, Some(source)) else {
             return Ok(None);
         };
         let deadline = Instant::now() + context.limits().checkout;
-        let mut lease = pools.lease(0, deadline).await?;
+        let mut lease = pools.lease_until(0, deadline).await?;
         let mut request = Vec::new();
         reply::parse(&mut request, b"", self.query.as_bytes(), &[0, 0]);
         reply::bind_text(&mut request, b"", &[Some(startup.user.as_bytes())]);

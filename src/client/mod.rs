@@ -191,7 +191,8 @@ async fn open(context: &Arc<Context>, door: &Door, stream: Stream, slot: impl Se
             let upstream =
                 Upstream { pools: opened.pools, interners: Arc::clone(&context.interners), limits: context.limits() };
             let id = opened.listed.entry.id;
-            Some((Relay::new(login.stream, opened.session, opened.listed, upstream, login.input), id))
+            let places = (opened.listed, opened.member);
+            Some((Relay::new(login.stream, opened.session, places, upstream, login.input), id))
         }
         Err(ended) => {
             conclude(context, Some(login.stream), ended, peer).await;

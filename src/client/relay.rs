@@ -8,7 +8,7 @@ use super::cleanup;
 use super::entry::{ClientState, Listed, Order};
 use super::limits::Limits;
 use crate::net::{Stream, scratch};
-use crate::pool::{Lease, LeaseError, PoolSet, Stats};
+use crate::pool::{Lease, LeaseError, Member, PoolSet, Stats};
 use crate::session::{Interners, Next, Outbound, PoolMode, ServerLoss, Session, Violation};
 use crate::wire::{FrameError, Report, SqlState};
 use std::future::Future;
@@ -24,6 +24,8 @@ use tokio::time::Sleep;
 const QUEUED_INPUT: usize = 16 * 1024;
 /// Bytes for a client that does not take them, past which it is not read any more.
 const UNREAD_OUTPUT: usize = 64 * 1024;
+/// An answer of at most this size may wait for the end of the event loop's turn.
+const HOLD_BACK: usize = 4096;
 
 /// What a relay needs besides its client.
 #[derive(Clone)]
@@ -41,6 +43,7 @@ pub(super) struct Relay {
     stream: Stream,
     session: Session,
     listed: Listed,
+    _member: Member,
     upstream: Upstream,
     server: Server,
     /// Bytes of the client that wait: for the rest of their frame, or for a server.
@@ -51,6 +54,8 @@ pub(super) struct Relay {
     quiet: bool,
     /// `input` has frames that may be handled now.
     unhandled: bool,
+    /// `output` is held back until every other task that is ready has had its turn; see [`Relay::server_input`].
+    held_back: bool,
     /// How many requests the client has made.
     requests: u64,
     timer: Option<Pin<Box<Sleep>>>,
@@ -87,7 +92,6 @@ struct Clock {
 struct Tally {
     received: u64,
     sent: u64,
-    query_us: u64,
 }
 
 /// How a client's connection ended.
@@ -129,17 +133,26 @@ enum Step {
 
 impl Relay {
     /// Serves a client that has just logged in.
-    pub(super) fn new(stream: Stream, session: Session, listed: Listed, upstream: Upstream, input: Vec<u8>) -> Self {
+    pub(super) fn new(
+        stream: Stream,
+        session: Session,
+        places: (Listed, Member),
+        upstream: Upstream,
+        input: Vec<u8>,
+    ) -> Self {
+        let (listed, member) = places;
         Self {
             stream,
             session,
             listed,
+            _member: member,
             upstream,
             server: Server::None,
             output: Vec::new(),
             quiet: false,
             unhandled: !input.is_empty(),
             input,
+            held_back: false,
             requests: 0,
             timer: None,
             clock: Clock { heard: Some(Instant::now()), ..Clock::default() },
@@ -169,6 +182,11 @@ impl Relay {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Stop> {
         loop {
             match self.step(cx) {
+                Ok(Step::Progress) if self.held_back => {
+                    self.held_back = false;
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 Ok(Step::Progress) => {}
                 Ok(Step::Stuck) => match self.poll_timer(cx) {
                     Ok(Step::Progress) => {}
@@ -192,6 +210,9 @@ impl Relay {
         }
         if self.poll_client_output(cx)?.is_ready() && self.server_input(cx)? == Step::Progress {
             step = Step::Progress;
+            if self.held_back {
+                return Ok(step);
+            }
         }
         if self.poll_server_output(cx).is_ready() && self.client_input(cx)? == Step::Progress {
             step = Step::Progress;
@@ -312,7 +333,15 @@ impl Relay {
             let handled = session.on_server(data, &mut server.side, &mut out);
             let [head, run] = out.parts();
             self.tally.sent += (head.len() + run.len()) as u64;
-            write_or_keep(stream, cx, [head, run], output)?;
+            if head.len() + run.len() <= HOLD_BACK && output.is_empty() && server.side.is_free() {
+                // Woken clients are what sending costs most, and a process that is awake already costs nothing to wake:
+                // all small answers of this turn of the event loop go out one after the other, at its end.
+                output.extend_from_slice(head);
+                output.extend_from_slice(run);
+                self.held_back = true;
+            } else {
+                write_or_keep(stream, cx, [head, run], output)?;
+            }
             Ok(Poll::Ready(match handled {
                 Ok(taken) => {
                     server.input.clear();
@@ -362,7 +391,7 @@ impl Relay {
         self.listed.entry.set_request(0);
         self.clock.heard = Some(now);
         if let Some(since) = self.clock.request.take() {
-            self.tally.query_us += micros(now.saturating_duration_since(since));
+            lease.pool().stats.record_query(now.saturating_duration_since(since));
         }
         let completed = self.session.take_completed();
         if self.session.mode() == PoolMode::Statement && lease.side.tx().is_open() {
@@ -395,16 +424,15 @@ impl Relay {
 
     fn add_tally(&mut self, queries: u64, now: Instant) {
         let tally = std::mem::take(&mut self.tally);
-        let transaction_us =
-            self.clock.transaction.take().map_or(0, |since| micros(now.saturating_duration_since(since)));
+        if let Some(since) = self.clock.transaction.take() {
+            self.stats().record_transaction(now.saturating_duration_since(since));
+        }
         let counts = self.session.take_counts();
         self.stats().add(&crate::pool::Totals {
             queries,
             transactions: 1,
             received: tally.received,
             sent: tally.sent,
-            query_us: tally.query_us,
-            transaction_us,
             client_parses: counts.client_parses,
             server_parses: counts.server_parses,
             binds: counts.binds,
@@ -597,7 +625,7 @@ impl Relay {
     fn queue(&mut self, now: Instant) {
         let (pools, client) = (Arc::clone(&self.upstream.pools), self.listed.entry.id);
         let deadline = now + self.upstream.limits.checkout;
-        self.listed.entry.set_state(ClientState::Waiting);
+        self.listed.entry.waits_since(now);
         self.clock.waiting = Some(now);
         self.clock.told = false;
         self.server = Server::Waiting(Box::pin(async move { pools.lease(client, deadline).await }));
@@ -606,7 +634,11 @@ impl Relay {
     fn poll_lease(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {
         let Server::Waiting(lease) = &mut self.server else { return Ok(Step::Stuck) };
         let Poll::Ready(lease) = lease.as_mut().poll(cx) else { return Ok(Step::Stuck) };
-        self.clock.waiting = None;
+        if let Some(since) = self.clock.waiting.take() {
+            if let Ok(lease) = &lease {
+                lease.pool().stats.record_wait(since.elapsed());
+            }
+        }
         match lease {
             Ok(mut lease) => {
                 let server = &mut *lease;
@@ -619,13 +651,15 @@ impl Relay {
                 self.unhandled = true;
                 self.client_input(cx)?;
             }
-            Err(error) => {
-                let report = error.report();
-                tracing::warn!(client = self.listed.entry.id, sqlstate = %report.code, "no server for a client: {error}");
-                self.refuse(&report)?;
-            }
+            Err(error) => self.no_server(&error)?,
         }
         Ok(Step::Progress)
+    }
+
+    fn no_server(&mut self, error: &LeaseError) -> Result<(), Stop> {
+        let report = error.report();
+        tracing::warn!(client = self.listed.entry.id, sqlstate = %report.code, "no server for a client: {error}");
+        self.refuse(&report)
     }
 
     /// Refuses what the client waits for a server for.
@@ -642,8 +676,12 @@ impl Relay {
     // --------------------------------------------------------------------------------------------------- deadlines
 
     /// When something has to happen by itself.
+    #[inline]
     fn next_deadline(&self) -> Option<Instant> {
         let limits = &self.upstream.limits;
+        if self.clock.stalled.is_none() && self.clock.waiting.is_none() && !limits.any {
+            return None;
+        }
         let mut next: Option<Instant> = None;
         let mut at = |since: Option<Instant>, limit: Duration| {
             if let Some(since) = since
@@ -654,6 +692,7 @@ impl Relay {
             }
         };
         at(self.clock.stalled, limits.client_write);
+        at(self.clock.waiting, limits.checkout);
         if !self.clock.told {
             at(self.clock.waiting, limits.notice_after);
         }
@@ -672,21 +711,20 @@ impl Relay {
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {
         let Some(deadline) = self.next_deadline() else { return Ok(Step::Stuck) };
+        // A timer that goes off too early costs one look; one that is set anew for each query costs every time.
+        if let Some(timer) = &mut self.timer
+            && timer.deadline() <= deadline.into()
+            && timer.as_mut().poll(cx).is_pending()
+        {
+            return Ok(Step::Stuck);
+        }
         if deadline <= Instant::now() {
             self.timer = None;
             self.time_is_up()?;
             return Ok(Step::Progress);
         }
-        // A timer that goes off too early costs one look; one that is set anew for each query costs every time.
-        let timer = match &mut self.timer {
-            Some(timer) if timer.deadline() <= deadline.into() => timer,
-            timer => timer.insert(Box::pin(tokio::time::sleep_until(deadline.into()))),
-        };
-        if timer.as_mut().poll(cx).is_ready() {
-            self.timer = None;
-            return Ok(Step::Progress);
-        }
-        Ok(Step::Stuck)
+        let timer = self.timer.insert(Box::pin(tokio::time::sleep_until(deadline.into())));
+        Ok(if timer.as_mut().poll(cx).is_ready() { Step::Progress } else { Step::Stuck })
     }
 
     fn time_is_up(&mut self) -> Result<(), Stop> {
@@ -699,6 +737,12 @@ impl Relay {
             let report = Report::ours(SqlState::QUERY_CANCELED, "the client does not read its results")
                 .detail(format!("nothing was taken for {:?}", limits.client_write));
             return Err(Stop::Fatal(report));
+        }
+        if let Some(since) = self.clock.waiting
+            && is_up(self.clock.waiting, limits.checkout)
+        {
+            let error = self.upstream.pools.timed_out(now.saturating_duration_since(since));
+            return self.no_server(&error);
         }
         if is_up(self.clock.waiting, limits.notice_after) && !self.clock.told {
             self.clock.told = true;
@@ -743,7 +787,6 @@ impl Relay {
                 queries: completed,
                 received: tally.received,
                 sent: tally.sent,
-                query_us: tally.query_us,
                 ..Default::default()
             };
             self.stats().add(&totals);
@@ -787,10 +830,6 @@ enum Read {
     Handled,
     Lost(Report),
     Broken(FrameError),
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn protocol_error(violation: Violation) -> Stop {

@@ -2,10 +2,10 @@
 
 use crate::auth::scram::Keys;
 use crate::net::Address;
+use crate::secret::SecretString;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use zeroize::Zeroizing;
 
 /// What proves to a server who we are.
 #[derive(Clone)]
@@ -15,7 +15,7 @@ pub enum Proof {
     /// A password, or a token in its place.
     Password {
         /// The password.
-        text: Zeroizing<String>,
+        text: SecretString,
         /// Whether it may be sent in clear over a connection that is not verified TLS. Never for tokens.
         may_leave_in_clear: bool,
     },

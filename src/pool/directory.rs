@@ -1,21 +1,25 @@
-//! Which pool serves a client: by the database and user it names, made when the first one asks.
+//! Which pools serve a client: by the database and user it names, made when the first one asks.
 
-use super::{GateState, Lease, LeaseError, Node, NodeLimits, Pool, PoolConfig, PoolName, Stats, lock};
+use super::poolset::{PoolSet, Wanted};
+use super::{Node, NodeLimits, PoolConfig, PoolName, Totals, lock};
 use crate::credentials::{Fixed, Proof, Source};
-use crate::net::tls::{SslMode, UpstreamTls};
+use crate::net::tls::{SslMode, TlsError, UpstreamTls};
 use crate::net::{Address, SocketOptions};
-use crate::server::Target;
-use crate::session::settings::Settings;
+use crate::secret::SecretString;
+use crate::server::{ServerEntry, Target};
 use crate::session::{Interners, PoolMode};
+use crate::telemetry::Telemetry;
 use rustls::ClientConfig;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 /// The name of the database that stands for all that are not named.
 pub const WILDCARD: &str = "*";
+/// Pools without clients and connections are forgotten after this: names that clients make up must not add up.
+const FORGET_AFTER: Duration = Duration::from_secs(60);
 
 /// What an operator says of a database.
 #[derive(Debug, Clone)]
@@ -29,7 +33,7 @@ pub struct DatabaseConfig {
     /// The role on the servers; the client's user if there is none.
     pub user: Option<String>,
     /// What that role logs in with.
-    pub password: Option<zeroize::Zeroizing<String>>,
+    pub password: Option<SecretString>,
     /// When a server goes back to its pool.
     pub mode: PoolMode,
     /// TLS towards the servers.
@@ -77,37 +81,33 @@ pub struct Database {
     pub config: DatabaseConfig,
     tls: Option<Arc<ClientConfig>>,
     nodes: Vec<Arc<Node>>,
-    /// DISABLE: nobody may log in.
+    shared: Arc<DatabaseState>,
+}
+
+/// What a database keeps when it is configured anew.
+#[derive(Debug, Default)]
+struct DatabaseState {
     disabled: AtomicBool,
+    clients: Arc<AtomicUsize>,
+    /// What happened in pools that were forgotten.
+    retired: Mutex<Totals>,
 }
-
-/// The pools of one database and user, one for each server.
-#[derive(Debug)]
-pub struct PoolSet {
-    /// The names.
-    pub name: PoolName,
-    /// The database.
-    pub database: Arc<Database>,
-    /// When a server goes back to its pool.
-    pub mode: PoolMode,
-    pools: Vec<Arc<Pool>>,
-    /// Which of them is the primary's; `UNKNOWN` until it was looked for.
-    primary: AtomicUsize,
-    /// Clients that are logged in here.
-    pub clients: AtomicUsize,
-    /// What happened to its clients while they had no server.
-    pub stats: Stats,
-}
-
-const UNKNOWN: usize = usize::MAX;
 
 /// All pools.
 pub struct Directory {
     interners: Arc<Interners>,
+    telemetry: Arc<Telemetry>,
     config: RwLock<Arc<Known>>,
     sets: Mutex<HashMap<(PoolName, Purpose), Arc<PoolSet>>>,
-    user_limits: Mutex<HashMap<String, Arc<Semaphore>>>,
+    users: Mutex<HashMap<String, UserState>>,
     nodes: Mutex<HashMap<Address, Arc<Node>>>,
+}
+
+/// What is kept of a user over all its pools.
+#[derive(Debug, Default)]
+struct UserState {
+    connections: Option<Arc<Semaphore>>,
+    clients: Arc<AtomicUsize>,
 }
 
 struct Known {
@@ -128,6 +128,15 @@ pub enum Purpose {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NoSuchDatabase;
 
+/// What a replication client asked for.
+#[derive(Debug, Clone)]
+pub struct Replication {
+    /// The value of `replication`.
+    pub kind: String,
+    /// Its other settings: a WAL sender takes them only in the startup packet.
+    pub settings: Vec<(String, String)>,
+}
+
 impl std::fmt::Debug for Directory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Directory")
@@ -142,20 +151,43 @@ impl Directory {
     pub fn new(
         config: &DirectoryConfig,
         interners: Arc<Interners>,
-    ) -> Result<Arc<Self>, (String, crate::net::tls::TlsError)> {
+        telemetry: Arc<Telemetry>,
+    ) -> Result<Arc<Self>, (String, TlsError)> {
         let directory = Self {
             interners,
+            telemetry,
             config: RwLock::new(Arc::new(Known { databases: HashMap::new(), users: HashMap::new() })),
             sets: Mutex::default(),
-            user_limits: Mutex::default(),
+            users: Mutex::default(),
             nodes: Mutex::default(),
         };
-        let known = directory.known(config)?;
-        *directory.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(known);
+        directory.reload(config)?;
         Ok(Arc::new(directory))
     }
 
-    fn known(&self, config: &DirectoryConfig) -> Result<Known, (String, crate::net::tls::TlsError)> {
+    /// Takes over a changed configuration, whole or not at all. What did not change keeps its connections.
+    ///
+    /// # Errors
+    /// As [`Directory::new`]; nothing is changed then.
+    pub fn reload(&self, config: &DirectoryConfig) -> Result<(), (String, TlsError)> {
+        let known = self.known(config)?;
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(known);
+        let sets: Vec<_> = lock(&self.sets).iter().map(|((_, purpose), set)| (*purpose, Arc::clone(set))).collect();
+        for (purpose, set) in sets {
+            match self.database(&set.name.database) {
+                Ok(database) => {
+                    let source = (purpose != Purpose::Clients).then(|| set.source()).flatten();
+                    set.adopt(self.wanted(&set.name, database, source, None));
+                }
+                // Clients that are there stay; nobody new finds it.
+                Err(NoSuchDatabase) => drop(lock(&self.sets).remove(&(set.name.clone(), purpose))),
+            }
+        }
+        Ok(())
+    }
+
+    fn known(&self, config: &DirectoryConfig) -> Result<Known, (String, TlsError)> {
+        let before = self.current();
         let mut databases = HashMap::new();
         for database in &config.databases {
             let needs_tls = database.tls.mode != SslMode::Disable
@@ -167,7 +199,8 @@ impl Directory {
             };
             let limits = NodeLimits { connections: database.max_connections, dials: config.dials_per_node };
             let nodes = database.nodes.iter().map(|address| self.node(address, limits)).collect();
-            let made = Database { config: database.clone(), tls, nodes, disabled: AtomicBool::new(false) };
+            let shared = before.databases.get(&database.name).map(|old| Arc::clone(&old.shared)).unwrap_or_default();
+            let made = Database { config: database.clone(), tls, nodes, shared };
             databases.insert(database.name.clone(), Arc::new(made));
         }
         Ok(Known { databases, users: config.users.clone() })
@@ -188,13 +221,8 @@ impl Directory {
         known.databases.get(name).or_else(|| known.databases.get(WILDCARD)).cloned().ok_or(NoSuchDatabase)
     }
 
-    /// The pools for a client.
-    pub fn pools(&self, database: &str, user: &str) -> Result<Arc<PoolSet>, NoSuchDatabase> {
-        self.pools_for(database, user, Purpose::Clients, None)
-    }
-
     /// The pools for a client or for a purpose of ours, with a source of its own for what they log in with.
-    pub fn pools_for(
+    pub fn pools(
         &self,
         database: &str,
         user: &str,
@@ -202,73 +230,77 @@ impl Directory {
         source: Option<Arc<dyn Source>>,
     ) -> Result<Arc<PoolSet>, NoSuchDatabase> {
         let name = PoolName { database: database.into(), user: user.into() };
-        let mut sets = lock(&self.sets);
-        if let Some(set) = sets.get(&(name.clone(), purpose)) {
+        if let Some(set) = lock(&self.sets).get(&(name.clone(), purpose)) {
             return Ok(Arc::clone(set));
         }
-        let made = Arc::new(self.make(name.clone(), source, None)?);
-        sets.insert((name, purpose), Arc::clone(&made));
-        Ok(made)
+        let made = PoolSet::new(name.clone(), self.wanted(&name, self.database(database)?, source, None));
+        Ok(Arc::clone(lock(&self.sets).entry((name, purpose)).or_insert(made)))
     }
 
     /// A set of pools for one replication client alone, not kept.
-    pub fn replication(
-        &self,
-        database: &str,
-        user: &str,
-        replication: Replication,
-    ) -> Result<Arc<PoolSet>, NoSuchDatabase> {
+    pub fn replication(&self, database: &str, user: &str, asked: Replication) -> Result<Arc<PoolSet>, NoSuchDatabase> {
         let name = PoolName { database: database.into(), user: user.into() };
-        self.make(name, None, Some(replication)).map(Arc::new)
+        let wanted = self.wanted(&name, self.database(database)?, None, Some(asked));
+        Ok(PoolSet::new(name, wanted))
     }
 
-    fn make(
+    /// What the pools of this name should be like.
+    fn wanted(
         &self,
-        name: PoolName,
+        name: &PoolName,
+        database: Arc<Database>,
         source: Option<Arc<dyn Source>>,
         replication: Option<Replication>,
-    ) -> Result<PoolSet, NoSuchDatabase> {
-        let database = self.database(&name.database)?;
+    ) -> Wanted {
         let known = self.current();
         let user = known.users.get(&*name.user).cloned().unwrap_or_default();
         let config = &database.config;
         let mut pool = config.pool.clone();
-        if let Some(size) = user.pool_size {
-            pool.size = size;
+        pool.size = user.pool_size.unwrap_or(pool.size);
+        if replication.is_some() {
+            pool = PoolConfig { size: 1, min_idle: 0, reserve: 0, ..pool };
         }
-        let mode = if replication.is_some() { PoolMode::Session } else { user.mode.unwrap_or(config.mode) };
+        let own_source = source.is_none();
         let source = source.unwrap_or_else(|| {
             Arc::new(Fixed(match &config.password {
                 Some(text) => Proof::Password { text: text.clone(), may_leave_in_clear: false },
                 None => Proof::Nothing,
             }))
         });
-        let user_limit = user.max_connections.map(|limit| {
-            let mut limits = lock(&self.user_limits);
-            Arc::clone(limits.entry(name.user.to_string()).or_insert_with(|| Arc::new(Semaphore::new(limit))))
-        });
-        let defaults = self.interners.settings.intern::<&str, &str>([]);
-        let pools = database.nodes.iter().map(|node| {
-            let target = Target {
-                address: node.address.clone(),
-                ssl_mode: config.tls.mode,
-                tls: database.tls.clone(),
-                tls_verifies: config.tls.verifies(),
-                tls_direct: config.tls.direct,
-                socket: config.socket,
-                user: config.user.clone().unwrap_or_else(|| name.user.to_string()),
-                database: config.dbname.clone().unwrap_or_else(|| name.database.to_string()),
-                replication: replication.as_ref().map(|r| r.kind.clone()),
-                settings: replication.as_ref().map(|r| r.settings.clone()).unwrap_or_default(),
-                prepared_limit: config.prepared_limit,
-            };
-            let pool_config = if replication.is_some() { PoolConfig { size: 1, ..pool.clone() } } else { pool.clone() };
-            let (name, node, source) = (name.clone(), Arc::clone(node), Arc::clone(&source));
-            Pool::new(name, node, target, pool_config, source, defaults.clone(), user_limit.clone())
-        });
-        let pools: Vec<_> = pools.collect();
-        let primary = AtomicUsize::new(if pools.len() == 1 { 0 } else { UNKNOWN });
-        Ok(PoolSet { name, mode, pools, primary, clients: AtomicUsize::new(0), stats: Stats::default(), database })
+        let (user_connections, user_clients) = {
+            let mut users = lock(&self.users);
+            let state = users.entry(name.user.to_string()).or_default();
+            if state.connections.is_none() {
+                state.connections = user.max_connections.map(|limit| Arc::new(Semaphore::new(limit)));
+            }
+            (state.connections.clone(), Arc::clone(&state.clients))
+        };
+        let target = |node: &Arc<Node>| Target {
+            address: node.address.clone(),
+            ssl_mode: config.tls.mode,
+            tls: database.tls.clone(),
+            tls_verifies: config.tls.verifies(),
+            tls_direct: config.tls.direct,
+            socket: config.socket,
+            user: config.user.clone().unwrap_or_else(|| name.user.to_string()),
+            database: config.dbname.clone().unwrap_or_else(|| name.database.to_string()),
+            replication: replication.as_ref().map(|r| r.kind.clone()),
+            settings: replication.as_ref().map(|r| r.settings.clone()).unwrap_or_default(),
+            prepared_limit: config.prepared_limit,
+        };
+        let targets = database.nodes.iter().map(|node| (Arc::clone(node), target(node))).collect();
+        Wanted {
+            targets,
+            pool,
+            source,
+            own_source,
+            mode: if replication.is_some() { PoolMode::Session } else { user.mode.unwrap_or(config.mode) },
+            defaults: self.interners.settings.intern::<&str, &str>([]),
+            user_connections,
+            telemetry: Arc::clone(&self.telemetry),
+            clients: [(Arc::clone(&database.shared.clients), config.max_clients), (user_clients, user.max_clients)],
+            database: Arc::clone(&database),
+        }
     }
 
     /// All databases, by name.
@@ -278,143 +310,88 @@ impl Directory {
         databases
     }
 
-    /// The users of whom something is said, by name.
-    pub fn users(&self) -> Vec<(String, UserConfig)> {
-        let mut users: Vec<_> = self.current().users.iter().map(|(n, c)| (n.clone(), c.clone())).collect();
-        users.sort_by(|a, b| a.0.cmp(&b.0));
-        users
+    /// The users of whom something is said, by name, and how many clients each has.
+    pub fn users(&self) -> Vec<(String, UserConfig, usize)> {
+        let known = self.current();
+        let states = lock(&self.users);
+        let mut names: Vec<&String> = known.users.keys().chain(states.keys()).collect();
+        names.sort();
+        names.dedup();
+        let clients = |name: &String| states.get(name).map_or(0, |state| state.clients.load(Ordering::Relaxed));
+        names.into_iter().map(|n| (n.clone(), known.users.get(n).cloned().unwrap_or_default(), clients(n))).collect()
     }
 
-    /// All sets of pools for clients, by name.
+    /// All sets of pools, by name.
     pub fn sets(&self) -> Vec<Arc<PoolSet>> {
-        let sets = lock(&self.sets);
-        let mut sets: Vec<_> = sets.values().cloned().collect();
+        let mut sets: Vec<_> = lock(&self.sets).values().cloned().collect();
         sets.sort_by(|a, b| a.name.cmp(&b.name));
         sets
     }
 
     /// Where a server connection's cancel requests go.
-    pub fn target_of(&self, server: &crate::server::ServerEntry) -> Option<Arc<Target>> {
-        let sets = lock(&self.sets);
-        let mut pools = sets.values().flat_map(|set| &set.pools);
+    pub fn target_of(&self, server: &ServerEntry) -> Option<Arc<Target>> {
+        let sets = self.sets();
+        let mut pools = sets.iter().flat_map(|set| set.pools().to_vec());
         pools.find(|pool| pool.node.address == server.address).map(|pool| pool.target())
     }
 
-    /// Keeps all pools in order. To be called about once a second.
-    pub fn maintain(&self, now: Instant) {
-        for set in self.sets() {
-            for pool in &set.pools {
-                pool.maintain(now);
-                if pool.config().min_idle > pool.connections() && pool.proven.load(Ordering::Relaxed) {
-                    tokio::spawn(Arc::clone(pool).fill_to_minimum());
-                }
+    /// What happened in each database since the start, by its name as clients wrote it.
+    pub fn totals(&self) -> Vec<(Arc<str>, Totals)> {
+        let mut totals: Vec<(Arc<str>, Totals)> = Vec::new();
+        let mut add = |name: &Arc<str>, more: Totals| match totals.iter_mut().find(|(n, _)| n == name) {
+            Some((_, sum)) => *sum = sum.plus(&more),
+            None => totals.push((Arc::clone(name), more)),
+        };
+        for database in self.databases() {
+            let retired = *lock(&database.shared.retired);
+            if database.config.name != WILDCARD || retired != Totals::default() {
+                add(&database.config.name.as_str().into(), retired);
             }
         }
+        for set in self.sets() {
+            add(&set.name.database, set.totals());
+        }
+        totals
     }
-}
 
-/// What a replication client asked for.
-#[derive(Debug, Clone)]
-pub struct Replication {
-    /// The value of `replication`.
-    pub kind: String,
-    /// Its other settings: a WAL sender takes them only in the startup packet.
-    pub settings: Vec<(String, String)>,
+    /// Keeps all pools in order. To be called about once a second, with how long the first client of each pool that has
+    /// any in its queue has waited.
+    pub fn maintain(&self, now: Instant, waits: &HashMap<PoolName, Duration>) {
+        let crowded: Vec<Arc<Node>> = lock(&self.nodes).values().filter(|node| node.is_crowded()).cloned().collect();
+        for set in self.sets() {
+            let waiting = waits.get(&set.name).copied().unwrap_or_default();
+            set.maintain(now, waiting, &crowded);
+        }
+        lock(&self.sets).retain(|_, set| {
+            let forget = set.unused_for(now).is_some_and(|unused| unused >= FORGET_AFTER);
+            if forget {
+                let database = set.database();
+                let mut retired = lock(&database.shared.retired);
+                *retired = retired.plus(&set.totals());
+            }
+            !forget
+        });
+    }
 }
 
 impl Database {
     /// DISABLE and ENABLE.
     pub fn set_disabled(&self, disabled: bool) {
-        self.disabled.store(disabled, Ordering::Relaxed);
+        self.shared.disabled.store(disabled, Ordering::Relaxed);
     }
 
     /// Whether nobody may log in.
     pub fn is_disabled(&self) -> bool {
-        self.disabled.load(Ordering::Relaxed)
+        self.shared.disabled.load(Ordering::Relaxed)
+    }
+
+    /// How many clients are logged in.
+    pub fn clients(&self) -> usize {
+        self.shared.clients.load(Ordering::Relaxed)
     }
 
     /// Its servers.
     pub fn nodes(&self) -> &[Arc<Node>] {
         &self.nodes
-    }
-}
-
-impl PoolSet {
-    /// Its pools, one for each server.
-    pub fn pools(&self) -> &[Arc<Pool>] {
-        &self.pools
-    }
-
-    /// The pool of the primary, if it is known.
-    #[inline]
-    pub fn primary(&self) -> Option<&Arc<Pool>> {
-        self.pools.get(self.primary.load(Ordering::Relaxed))
-    }
-
-    /// A connection to the primary if one is idle right now. Never waits, never dials.
-    #[inline]
-    pub fn try_lease(&self, client: u64, now: Instant) -> Option<Lease> {
-        self.primary()?.try_lease(client, now)
-    }
-
-    /// A connection to the primary, waited for and dialled for as long as `deadline` allows.
-    pub async fn lease(&self, client: u64, deadline: Instant) -> Result<Lease, LeaseError> {
-        self.find_primary(deadline).await?.lease(client, deadline).await
-    }
-
-    /// The pool of the primary, looked for if it is not known.
-    pub async fn find_primary(&self, deadline: Instant) -> Result<&Arc<Pool>, LeaseError> {
-        loop {
-            if let Some(pool) = self.primary() {
-                return Ok(pool);
-            }
-            let mut last = None;
-            for (at, pool) in self.pools.iter().enumerate() {
-                let patience = (Instant::now() + pool.config().connect_timeout).min(deadline);
-                match Self::is_primary(pool, patience).await {
-                    Ok(true) => {
-                        self.primary.store(at, Ordering::Relaxed);
-                        return Ok(pool);
-                    }
-                    Ok(false) => {}
-                    Err(error) => last = Some(error),
-                }
-            }
-            if Instant::now() >= deadline {
-                return Err(last.unwrap_or(LeaseError::NoPrimary(self.name.clone())));
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(250)).await;
-        }
-    }
-
-    async fn is_primary(pool: &Arc<Pool>, deadline: Instant) -> Result<bool, LeaseError> {
-        let mut lease = pool.lease(0, deadline).await?;
-        let answer = lease.simple("select pg_catalog.pg_is_in_recovery()").await;
-        match answer {
-            Ok(answer) if answer.error.is_none() => {
-                lease.finish(Instant::now());
-                Ok(matches!(answer.rows.as_slice(), [row] if row.first().is_some_and(|v| v.as_deref() == Some("f"))))
-            }
-            _ => Ok(false),
-        }
-    }
-
-    /// What is believed of the primary was wrong.
-    pub fn forget_primary(&self) {
-        if self.pools.len() > 1 {
-            self.primary.store(UNKNOWN, Ordering::Relaxed);
-        }
-    }
-
-    /// Opens or closes all its pools.
-    pub fn set_gate(&self, state: GateState) {
-        for pool in &self.pools {
-            pool.set_gate(state);
-        }
-    }
-
-    /// The settings a session begins with.
-    pub fn defaults(&self) -> Option<&Settings> {
-        self.pools.first().map(|pool| pool.defaults())
     }
 }

@@ -27,7 +27,7 @@ pub enum LeaseError {
         /// Whether the pool was paused.
         paused: bool,
         /// Why the last attempt to make one failed, if any was made.
-        cause: Option<Box<DialError>>,
+        cause: Option<Arc<DialError>>,
     },
     /// The login failed in a way that waiting does not mend.
     #[error(transparent)]
@@ -44,19 +44,6 @@ pub enum LeaseError {
 }
 
 impl LeaseError {
-    /// A timeout whose facts the caller fills in.
-    pub(super) fn timeout() -> Self {
-        Self::Timeout {
-            pool: PoolName { database: "".into(), user: "".into() },
-            node: Address::new("", 0),
-            waited: Duration::ZERO,
-            size: 0,
-            used: 0,
-            paused: false,
-            cause: None,
-        }
-    }
-
     /// What the client is told.
     pub fn report(&self) -> Report {
         match self {

@@ -10,12 +10,14 @@ pub mod directory;
 mod error;
 mod gate;
 mod node;
+mod poolset;
 mod stats;
 
-pub use directory::{Database, DatabaseConfig, Directory, DirectoryConfig, PoolSet, UserConfig};
+pub use directory::{Database, DatabaseConfig, Directory, DirectoryConfig, UserConfig};
 pub use error::LeaseError;
 pub use gate::GateState;
 pub use node::{Node, NodeLimits};
+pub use poolset::{Full, Member, PoolSet};
 pub use stats::{Stats, Totals};
 
 use crate::credentials::Source;
@@ -23,10 +25,11 @@ use crate::server::dial::{self, Verdict};
 use crate::server::{DialError, Server, ServerEntry, ServerState, Target};
 use crate::session::Params;
 use crate::session::settings::Settings;
+use crate::telemetry::Telemetry;
 use backoff::Backoff;
 use deadpool::managed::{self, Metrics, Object, QueueMode, RecycleResult, Timeouts};
 use gate::Gate;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::ops::{Deref, DerefMut};
 use std::pin::pin;
@@ -81,7 +84,7 @@ pub struct Pool {
     pub stats: Stats,
     target: RwLock<Arc<Target>>,
     config: RwLock<Arc<PoolConfig>>,
-    source: Arc<dyn Source>,
+    source: RwLock<Arc<dyn Source>>,
     defaults: Settings,
     seats: managed::Pool<Seats>,
     gate: Gate,
@@ -89,20 +92,15 @@ pub struct Pool {
     generation: AtomicU64,
     backoff: Mutex<Backoff>,
     servers: Mutex<HashMap<u64, Arc<ServerEntry>>>,
-    waiting: Mutex<Waiting>,
+    /// Why the last attempt to connect failed, until one succeeds.
+    last_error: Mutex<Option<Arc<DialError>>>,
     welcomes: Mutex<Vec<(Settings, Arc<Params>)>>,
     /// The limit of connections of this pool's user over all pools.
     user_limit: Option<Arc<Semaphore>>,
+    telemetry: Arc<Telemetry>,
     shrunk: Mutex<Option<Instant>>,
     /// Somebody has ever been served: the server side of this pool works, or did.
     pub proven: AtomicBool,
-}
-
-/// Clients in the queue, with the time since when; and the one that came first is the first.
-#[derive(Debug, Default)]
-struct Waiting {
-    next: u64,
-    since: BTreeMap<u64, Instant>,
 }
 
 /// deadpool's manager.
@@ -250,6 +248,7 @@ impl Pool {
         source: Arc<dyn Source>,
         defaults: Settings,
         user_limit: Option<Arc<Semaphore>>,
+        telemetry: Arc<Telemetry>,
     ) -> Arc<Self> {
         let seats = managed::Pool::builder(Seats).max_size(config.size).queue_mode(QueueMode::Lifo);
         // Only a timeout without a runtime could fail, and there is none.
@@ -261,16 +260,17 @@ impl Pool {
             stats: Stats::default(),
             target: RwLock::new(Arc::new(target)),
             config: RwLock::new(Arc::new(config)),
-            source,
+            source: RwLock::new(source),
             defaults,
             seats,
             gate: Gate::default(),
             generation: AtomicU64::new(0),
             backoff: Mutex::default(),
             servers: Mutex::default(),
-            waiting: Mutex::default(),
+            last_error: Mutex::default(),
             welcomes: Mutex::default(),
             user_limit,
+            telemetry,
             shrunk: Mutex::new(None),
             proven: AtomicBool::new(false),
         })
@@ -318,45 +318,47 @@ impl Pool {
     }
 
     /// A connection, waited for and dialled for as long as `deadline` allows.
+    pub async fn lease_until(self: &Arc<Self>, client: u64, deadline: Instant) -> Result<Lease, LeaseError> {
+        let started = Instant::now();
+        match timeout_at(deadline.into(), self.lease(client, deadline)).await {
+            Ok(result) => result,
+            Err(_) => Err(self.timed_out(started.elapsed())),
+        }
+    }
+
+    /// The same for a caller that keeps the time itself: `deadline` only bounds attempts to connect. When it has passed
+    /// the caller drops the future and asks [`Pool::timed_out`] for the reason.
     pub async fn lease(self: &Arc<Self>, client: u64, deadline: Instant) -> Result<Lease, LeaseError> {
-        let waiting = self.join_queue();
-        let deadline = tokio::time::Instant::from_std(deadline);
-        let mut last_error = None;
         loop {
-            if timeout_at(deadline, self.gate.opened()).await.is_err() {
-                return Err(self.timed_out(&waiting, last_error));
+            if !self.gate.is_open() {
+                self.gate.opened().await;
+                if self.gate.state() == GateState::Disabled {
+                    return Err(LeaseError::Disabled(self.name.clone()));
+                }
             }
-            if self.gate.state() == GateState::Disabled {
-                return Err(LeaseError::Disabled(self.name.clone()));
-            }
-            let Ok(got) = timeout_at(deadline, self.seats.get()).await else {
-                return Err(self.timed_out(&waiting, last_error));
-            };
-            let Ok(mut seat) = got else { return Err(LeaseError::Closed) };
+            let Ok(mut seat) = self.seats.get().await else { return Err(LeaseError::Closed) };
             let server = seat.0.take();
             let seat = Taken(Some(seat));
             if !self.gate.is_open() {
                 // Paused while we waited. A connection that was idle is closed by the pause anyway.
                 continue;
             }
-            let now = Instant::now();
             if let Some(server) = server {
-                match self.hand_out(server, seat, client, now) {
+                match self.hand_out(server, seat, client, Instant::now()) {
                     Some(lease) => return Ok(lease),
                     None => continue,
                 }
             }
-            match self.fill(deadline, &mut last_error).await {
-                Ok(Some(server)) => {
+            // Boxed: the rare case must not make the common one large.
+            match Box::pin(self.fill(deadline.into())).await? {
+                Some(server) => {
                     self.stats.count_assignment();
                     server.entry.set_state(ServerState::Active);
                     server.entry.set_client(client, Instant::now());
                     return Ok(Lease { server, seat, pool: Arc::clone(self) });
                 }
                 // The server is full: queue again, behind a smaller pool.
-                Ok(None) => drop(seat),
-                Err(LeaseError::Timeout { .. }) => return Err(self.timed_out(&waiting, last_error)),
-                Err(error) => return Err(error),
+                None => drop(seat),
             }
         }
     }
@@ -364,11 +366,8 @@ impl Pool {
     /// Dials until there is a connection, `deadline` passes, or it makes no sense any more.
     ///
     /// `Ok(None)`: the server takes no more connections, but this pool has some to queue for.
-    async fn fill(
-        self: &Arc<Self>,
-        deadline: tokio::time::Instant,
-        last_error: &mut Option<DialError>,
-    ) -> Result<Option<Box<Server>>, LeaseError> {
+    async fn fill(self: &Arc<Self>, deadline: tokio::time::Instant) -> Result<Option<Box<Server>>, LeaseError> {
+        let timeout = || self.timed_out(Duration::ZERO);
         loop {
             let wait = lock(&self.backoff).wait(Instant::now());
             match wait {
@@ -376,7 +375,7 @@ impl Pool {
                 backoff::Wait::Until(at) => {
                     if tokio::time::Instant::from_std(at) >= deadline {
                         tokio::time::sleep_until(deadline).await;
-                        return Err(LeaseError::timeout());
+                        return Err(timeout());
                     }
                     tokio::time::sleep_until(at.into()).await;
                     continue;
@@ -384,10 +383,10 @@ impl Pool {
                 backoff::Wait::Refused(error) => return Err(LeaseError::Upstream(error)),
             }
             let Ok(held) = timeout_at(deadline, self.acquire_places()).await else {
-                return Err(LeaseError::timeout());
+                return Err(timeout());
             };
             let Ok(slot) = timeout_at(deadline, self.node.dial_slot()).await else {
-                return Err(LeaseError::timeout());
+                return Err(timeout());
             };
             // Whoever was before us at this may have found out that it is no use.
             if !matches!(lock(&self.backoff).wait(Instant::now()), backoff::Wait::Go) {
@@ -398,18 +397,19 @@ impl Pool {
             match dialled {
                 Ok(mut server) => {
                     lock(&self.backoff).succeeded();
+                    *lock(&self.last_error) = None;
                     self.proven.store(true, Ordering::Relaxed);
                     server.held.extend(held);
                     return Ok(Some(server));
                 }
                 Err(error) => {
                     self.stats.count_dial_error();
-                    let verdict = error.verdict();
                     tracing::warn!(pool = %self.name, node = %self.node.address, %error, "cannot get a server connection");
-                    match verdict {
-                        Verdict::Client => return Err(LeaseError::Upstream(Arc::new(error))),
+                    let error = Arc::new(error);
+                    *lock(&self.last_error) = Some(Arc::clone(&error));
+                    match error.verdict() {
+                        Verdict::Client => return Err(LeaseError::Upstream(error)),
                         Verdict::Credential => {
-                            let error = Arc::new(error);
                             lock(&self.backoff).refused(Instant::now(), Arc::clone(&error));
                             return Err(LeaseError::Upstream(error));
                         }
@@ -417,16 +417,14 @@ impl Pool {
                             let live = lock(&self.servers).len();
                             if live > 0 {
                                 self.shrink(live);
-                                *last_error = Some(error);
                                 return Ok(None);
                             }
                             lock(&self.backoff).failed(Instant::now());
                         }
                         Verdict::Retry => lock(&self.backoff).failed(Instant::now()),
                     }
-                    *last_error = Some(error);
                     if tokio::time::Instant::now() >= deadline {
-                        return Err(LeaseError::timeout());
+                        return Err(timeout());
                     }
                 }
             }
@@ -462,10 +460,11 @@ impl Pool {
     /// One attempt, and with a credential that may have been outdated a second.
     async fn dial(self: &Arc<Self>) -> Result<Box<Server>, DialError> {
         let (target, config) = (self.target(), self.config());
+        let source = self.source();
         let generation = self.generation.load(Ordering::Relaxed);
         let started = Instant::now();
         let attempt = || async {
-            let proof = self.source.proof(&target.address).await.map_err(|error| DialError::Proof {
+            let proof = source.proof(&target.address).await.map_err(|error| DialError::Proof {
                 address: target.address.clone(),
                 user: target.user.clone(),
                 why: error.to_string(),
@@ -479,11 +478,14 @@ impl Pool {
         let mut result = attempt().await;
         if let Err(error) = &result
             && error.verdict() == Verdict::Credential
-            && self.source.refused(&target.address)
+            && source.refused(&target.address)
         {
             result = attempt().await;
         }
         let mut server = result?;
+        let address = target.address.to_string();
+        let labels = [("database", &*self.name.database), ("user", &*self.name.user), ("server", address.as_str())];
+        self.stats.measure(&self.telemetry, &labels);
         self.stats.record_connect(started.elapsed());
         server.generation = generation;
         if !config.lifetime.is_zero() {
@@ -505,32 +507,18 @@ impl Pool {
         self.seats.resize(to);
     }
 
-    fn timed_out(&self, waiting: &InQueue<'_>, last_error: Option<DialError>) -> LeaseError {
+    /// Why there was no connection after so long a wait.
+    pub fn timed_out(&self, waited: Duration) -> LeaseError {
         self.stats.count_timeout();
         LeaseError::Timeout {
             pool: self.name.clone(),
             node: self.node.address.clone(),
-            waited: waiting.since.elapsed(),
+            waited,
             size: self.config().size,
-            used: lock(&self.servers).len(),
+            used: self.connections(),
             paused: !self.gate.is_open(),
-            cause: last_error.map(Box::new),
+            cause: lock(&self.last_error).clone(),
         }
-    }
-
-    fn join_queue(&self) -> InQueue<'_> {
-        let since = Instant::now();
-        let mut waiting = lock(&self.waiting);
-        let ticket = waiting.next;
-        waiting.next += 1;
-        waiting.since.insert(ticket, since);
-        InQueue { pool: self, ticket, since }
-    }
-
-    /// How many clients wait, and for how long the first of them has.
-    pub fn queue(&self) -> (usize, Duration) {
-        let waiting = lock(&self.waiting);
-        (waiting.since.len(), waiting.since.first_key_value().map_or(Duration::ZERO, |(_, since)| since.elapsed()))
     }
 
     /// Its connections.
@@ -554,8 +542,14 @@ impl Pool {
     }
 
     /// What its connections log in with.
-    pub fn source(&self) -> &Arc<dyn Source> {
-        &self.source
+    pub fn source(&self) -> Arc<dyn Source> {
+        Arc::clone(&self.source.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes over another source of what connections log in with. Those that are there stay.
+    pub(super) fn set_source(&self, source: Arc<dyn Source>) {
+        *self.source.write().unwrap_or_else(PoisonError::into_inner) = source;
+        lock(&self.backoff).succeeded();
     }
 
     /// Takes over a changed configuration. Connections stay.
@@ -567,10 +561,16 @@ impl Pool {
         }
     }
 
-    /// Takes over a changed target: connections to the old one end when they are free.
+    /// Takes over a changed target. Connections end when they are free if they lead to somewhere else now; a changed
+    /// certificate concerns new ones only.
     pub fn retarget(&self, target: Target) {
-        *self.target.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(target);
-        self.reconnect();
+        let mut slot = self.target.write().unwrap_or_else(PoisonError::into_inner);
+        let elsewhere = !slot.is_same_place(&target);
+        *slot = Arc::new(target);
+        drop(slot);
+        if elsewhere {
+            self.reconnect();
+        }
     }
 
     /// Every connection of now ends as soon as it is free.
@@ -578,12 +578,16 @@ impl Pool {
         self.generation.fetch_add(1, Ordering::Relaxed);
         lock(&self.backoff).reconnected_at = Some(Instant::now());
         lock(&self.welcomes).clear();
-        self.maintain(Instant::now());
+        self.maintain(Instant::now(), false);
     }
 
     /// Opens or closes the pool for new leases. While it is not open its idle connections are closed.
     pub fn set_gate(&self, state: GateState) {
         self.gate.set(state);
+        self.drop_idle(state);
+    }
+
+    fn drop_idle(&self, state: GateState) {
         if state != GateState::Open {
             for seat in self.seats.retain(|_, _| false).removed {
                 if let Some(server) = seat.0 {
@@ -606,17 +610,17 @@ impl Pool {
     /// Whether a connection of an older generation is still there.
     pub fn has_outdated(&self) -> bool {
         // An idle one of an older generation is closed at once; what is left is with clients.
-        let generation = self.generation.load(Ordering::Relaxed);
-        generation > 0 && lock(&self.servers).values().any(|s| s.connected < self.reconnected_at())
+        self.reconnected_at().is_some_and(|at| lock(&self.servers).values().any(|server| server.connected < at))
     }
 
-    fn reconnected_at(&self) -> Instant {
-        lock(&self.backoff).reconnected_at.unwrap_or_else(Instant::now)
+    /// When [`Pool::reconnect`] was last called: older connections are to be closed.
+    pub fn reconnected_at(&self) -> Option<Instant> {
+        lock(&self.backoff).reconnected_at
     }
 
     /// Closes idle connections that are too old, too long unused, closed by the server or not wanted any more, and opens
-    /// what `min_idle` asks for. To be called about once a second.
-    pub fn maintain(&self, now: Instant) {
+    /// what `min_idle` asks for. With `make_room`, closes one that others need more. To be called about once a second.
+    pub fn maintain(&self, now: Instant, make_room: bool) {
         let config = self.config();
         let mut spare = self.connections().saturating_sub(config.min_idle);
         let removed = self.seats.retain(|seat, _| {
@@ -626,7 +630,7 @@ impl Pool {
             }
             let unused = now.saturating_duration_since(server.idle_since);
             let too_long = !config.idle_timeout.is_zero() && unused >= config.idle_timeout;
-            if too_long && spare > 0 {
+            if (too_long || make_room) && spare > 0 {
                 spare -= 1;
                 return false;
             }
@@ -642,18 +646,18 @@ impl Pool {
             *shrunk = None;
             self.seats.resize(config.size);
         }
-        drop(shrunk);
-        self.open_reserve(&config);
     }
 
-    fn open_reserve(&self, config: &PoolConfig) {
+    /// Opens the reserve for clients of whom the first has waited for `longest`, or closes it when nobody waits.
+    pub fn adjust_reserve(&self, longest: Duration) {
+        let config = self.config();
         if config.reserve == 0 || lock(&self.shrunk).is_some() {
             return;
         }
-        let (_, longest) = self.queue();
-        let wanted = if longest >= config.reserve_after { config.size + config.reserve } else { config.size };
-        if self.seats.status().max_size < wanted || longest.is_zero() {
-            self.seats.resize(wanted);
+        if longest >= config.reserve_after {
+            self.seats.resize(config.size + config.reserve);
+        } else if longest.is_zero() {
+            self.seats.resize(config.size);
         }
     }
 
@@ -667,7 +671,7 @@ impl Pool {
             if seat.0.is_some() {
                 return;
             }
-            match self.fill(deadline.into(), &mut None).await {
+            match self.fill(deadline.into()).await {
                 Ok(Some(server)) => {
                     server.entry.set_state(ServerState::Idle);
                     seat.0 = Some(server);
@@ -699,20 +703,6 @@ impl Pool {
     /// The settings a session begins with.
     pub fn defaults(&self) -> &Settings {
         &self.defaults
-    }
-}
-
-/// A place in the queue.
-struct InQueue<'a> {
-    pool: &'a Pool,
-    ticket: u64,
-    since: Instant,
-}
-
-impl Drop for InQueue<'_> {
-    fn drop(&mut self) {
-        lock(&self.pool.waiting).since.remove(&self.ticket);
-        self.pool.stats.record_wait(self.since.elapsed());
     }
 }
 

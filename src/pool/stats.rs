@@ -1,13 +1,19 @@
 //! What has happened in a pool: counters that every worker adds to and every console reads.
 
+use crate::telemetry::{self, Telemetry};
+use metrics::Histogram;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 macro_rules! totals {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
-        /// Counters since the start.
-        #[derive(Debug, Default)]
-        pub struct Stats { $($name: AtomicU64,)+ }
+        /// Counters since the start, and the histograms of what takes time.
+        #[derive(Default)]
+        pub struct Stats {
+            $($name: AtomicU64,)+
+            meters: OnceLock<Meters>,
+        }
 
         /// The counters at one moment.
         #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +88,20 @@ totals! {
     lost,
 }
 
+/// Histograms of what takes time.
+struct Meters {
+    query: Histogram,
+    transaction: Histogram,
+    wait: Histogram,
+    connect: Histogram,
+}
+
+impl std::fmt::Debug for Stats {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.totals().fmt(f)
+    }
+}
+
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
@@ -104,14 +124,50 @@ impl Stats {
         self.dial_errors.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Begins to record histograms. Not before a first connection was made: names that clients make up must not become
+    /// labels.
+    pub(super) fn measure(&self, telemetry: &Telemetry, labels: &[(&'static str, &str)]) {
+        self.meters.get_or_init(|| Meters {
+            query: telemetry.histogram(&telemetry::QUERY_SECONDS, labels),
+            transaction: telemetry.histogram(&telemetry::TRANSACTION_SECONDS, labels),
+            wait: telemetry.histogram(&telemetry::WAIT_SECONDS, labels),
+            connect: telemetry.histogram(&telemetry::CONNECT_SECONDS, labels),
+        });
+    }
+
     pub(super) fn record_connect(&self, took: Duration) {
         self.connects.fetch_add(1, Ordering::Relaxed);
         self.connect_us.fetch_add(micros(took), Ordering::Relaxed);
+        if let Some(meters) = self.meters.get() {
+            meters.connect.record(took.as_secs_f64());
+        }
     }
 
-    pub(super) fn record_wait(&self, waited: Duration) {
+    /// A request was answered.
+    #[inline]
+    pub fn record_query(&self, took: Duration) {
+        self.query_us.fetch_add(micros(took), Ordering::Relaxed);
+        if let Some(meters) = self.meters.get() {
+            meters.query.record(took.as_secs_f64());
+        }
+    }
+
+    /// A transaction ended.
+    #[inline]
+    pub fn record_transaction(&self, took: Duration) {
+        self.transaction_us.fetch_add(micros(took), Ordering::Relaxed);
+        if let Some(meters) = self.meters.get() {
+            meters.transaction.record(took.as_secs_f64());
+        }
+    }
+
+    /// A client waited for a connection.
+    pub fn record_wait(&self, waited: Duration) {
         self.waits.fetch_add(1, Ordering::Relaxed);
         self.wait_us.fetch_add(micros(waited), Ordering::Relaxed);
+        if let Some(meters) = self.meters.get() {
+            meters.wait.record(waited.as_secs_f64());
+        }
     }
 
     /// A connection was lost while a client had it.

@@ -8,6 +8,7 @@ use crate::credentials::Proof;
 use crate::net::tls::{self, SslMode};
 use crate::net::{Address, Socket, SocketOptions, Stream};
 use crate::random;
+use crate::secret::SecretString;
 use crate::session::settings::Settings;
 use crate::session::{Params, ServerSide};
 use crate::wire::backend::{self, Authentication};
@@ -45,6 +46,16 @@ pub struct Target {
     pub settings: Vec<(String, String)>,
     /// How many prepared statements the server may hold for us.
     pub prepared_limit: usize,
+}
+
+impl Target {
+    /// Whether a connection to the other is as good as one to this.
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        self.address == other.address
+            && self.ssl_mode == other.ssl_mode
+            && self.user == other.user
+            && self.database == other.database
+    }
 }
 
 /// Why a server could not be had.
@@ -327,11 +338,11 @@ impl Login<'_> {
                          use sslmode=verify-full",
                     ));
                 }
-                self.send_password(&password).await?;
+                self.send_password(password.expose()).await?;
             }
             Authentication::Md5(salt) => {
                 let password = self.password("an MD5 challenge's answer")?;
-                let stored = md5::stored(&self.target.user, password.as_bytes());
+                let stored = md5::stored(&self.target.user, password.expose().as_bytes());
                 self.send_password(&md5::response(&stored, salt)).await?;
             }
             Authentication::Sasl(mechanisms) => self.scram(mechanisms).await?,
@@ -346,7 +357,7 @@ impl Login<'_> {
         self.expect_authentication("the end of the login", |a| (a == Authentication::Ok).then_some(())).await
     }
 
-    fn password(&self, what: &str) -> Result<zeroize::Zeroizing<String>, DialError> {
+    fn password(&self, what: &str) -> Result<SecretString, DialError> {
         match self.proof {
             Proof::Password { text, .. } => Ok(text.clone()),
             Proof::Nothing => Err(self.no_proof(format!("the server asks for {what}, and none is configured"))),
@@ -412,7 +423,7 @@ impl Login<'_> {
                 let password = self.password("a password")?;
                 let (salt, iterations) = (challenge.salt.clone(), challenge.iterations);
                 // Some milliseconds of CPU: not on the thread that serves clients.
-                tokio::task::spawn_blocking(move || Keys::derive(&password, &salt, iterations))
+                tokio::task::spawn_blocking(move || Keys::derive(password.expose(), &salt, iterations))
                     .await
                     .map_err(|error| self.no_proof(error.to_string()))?
             }

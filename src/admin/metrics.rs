@@ -1,0 +1,122 @@
+//! What was counted everywhere, as metrics, when somebody asks.
+
+use crate::client::entry::ClientState;
+use crate::client::{Clients, Context};
+use crate::pool::{GateState, Pool, PoolName, Totals};
+use crate::server::ServerState;
+use crate::telemetry::{self as t, Telemetry};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// What is measured besides pools and clients.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Vitals {
+    /// When the process started, since 1970.
+    pub start: Duration,
+    /// Reloads that were applied.
+    pub reloads: u64,
+    /// Reloads that were refused.
+    pub failed_reloads: u64,
+    /// How long ago the slowest worker was last seen to turn.
+    pub worker_lag: Duration,
+}
+
+/// How many clients wait in each pool, and how long the first of them has.
+pub fn queues(clients: &Clients) -> HashMap<PoolName, (usize, Duration)> {
+    let mut queues: HashMap<PoolName, (usize, Duration)> = HashMap::new();
+    for client in clients.all().iter().filter(|client| client.state() == ClientState::Waiting) {
+        let name = PoolName { database: Arc::clone(&client.database), user: Arc::clone(&client.user) };
+        let queue = queues.entry(name).or_default();
+        queue.0 += 1;
+        queue.1 = queue.1.max(client.waiting().unwrap_or_default());
+    }
+    queues
+}
+
+/// Everything, as Prometheus reads it.
+pub fn render(telemetry: &Telemetry, context: &Context, vitals: Vitals) -> String {
+    let (clients, counters) = (&context.clients, &context.counters);
+    telemetry.gauge(&t::INFO, &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
+    telemetry.gauge(&t::UP_SINCE, &[], vitals.start.as_secs_f64());
+    telemetry.set(&t::RELOADS, &[("result", "applied")], vitals.reloads);
+    telemetry.set(&t::RELOADS, &[("result", "refused")], vitals.failed_reloads);
+    telemetry.gauge(&t::WORKER_LAG, &[], vitals.worker_lag.as_secs_f64());
+    telemetry.gauge(&t::CLIENT_LIMIT, &[], float(clients.limit()));
+    let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    for (metric, counter) in [
+        (&t::ACCEPTED, &counters.accepted),
+        (&t::ACCEPT_ERRORS, &counters.accept_errors),
+        (&t::REFUSED, &counters.refused),
+        (&t::LOGIN_TIMEOUTS, &counters.timeouts),
+        (&t::VIOLATIONS, &counters.violations),
+        (&t::CANCELS, &counters.cancels),
+        (&t::PANICS, &counters.panics),
+    ] {
+        telemetry.set(metric, &[], load(counter));
+    }
+    render_clients(telemetry, clients);
+    let queues = queues(clients);
+    for set in context.directory.sets() {
+        let names = [("database", &*set.name.database), ("user", &*set.name.user)];
+        let (waiting, longest) = queues.get(&set.name).copied().unwrap_or_default();
+        telemetry.gauge(&t::POOL_CLIENTS, &names, float(set.clients()));
+        telemetry.gauge(&t::POOL_WAITING, &names, float(waiting));
+        telemetry.gauge(&t::POOL_MAX_WAIT, &names, longest.as_secs_f64());
+        for (at, pool) in set.pools().iter().enumerate() {
+            let address = pool.node.address.to_string();
+            let labels = [names[0], names[1], ("server", address.as_str())];
+            // What happened while no server was chosen is counted with the first.
+            let unassigned = if at == 0 { set.stats.totals() } else { Totals::default() };
+            render_pool(telemetry, pool, &unassigned, &labels);
+        }
+    }
+    telemetry.render()
+}
+
+fn render_clients(telemetry: &Telemetry, clients: &Clients) {
+    let mut counts = [(ClientState::Idle, 0), (ClientState::Active, 0), (ClientState::Waiting, 0)];
+    for client in clients.all() {
+        for (state, count) in &mut counts {
+            *count += usize::from(client.state() == *state);
+        }
+    }
+    for (state, count) in counts {
+        telemetry.gauge(&t::CLIENTS, &[("state", state.as_str())], float(count));
+    }
+}
+
+fn render_pool(telemetry: &Telemetry, pool: &Pool, unassigned: &Totals, labels: &[(&'static str, &str); 3]) {
+    let servers = pool.servers();
+    for state in [ServerState::Active, ServerState::Idle, ServerState::Tested, ServerState::BeingCanceled] {
+        let count = servers.iter().filter(|server| server.state() == state).count();
+        let labels = [labels[0], labels[1], labels[2], ("state", state.as_str())];
+        telemetry.gauge(&t::POOL_SERVERS, &labels, float(count));
+    }
+    telemetry.gauge(&t::POOL_SIZE, labels, float(pool.config().size));
+    telemetry.gauge(&t::POOL_PAUSED, labels, f64::from(u8::from(pool.gate() == GateState::Paused)));
+    let totals = pool.stats.totals().plus(unassigned);
+    for (metric, value) in [
+        (&t::QUERIES, totals.queries),
+        (&t::TRANSACTIONS, totals.transactions),
+        (&t::RECEIVED, totals.received),
+        (&t::SENT, totals.sent),
+        (&t::TIMEOUTS, totals.timeouts),
+        (&t::ASSIGNMENTS, totals.assignments),
+        (&t::CONNECT_ERRORS, totals.dial_errors),
+        (&t::STALE, totals.stale),
+        (&t::LOST, totals.lost),
+        (&t::CLIENT_PARSES, totals.client_parses),
+        (&t::SERVER_PARSES, totals.server_parses),
+        (&t::BINDS, totals.binds),
+        (&t::LOGINS, totals.logins),
+    ] {
+        telemetry.set(metric, labels, value);
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "counts of things that exist are far below 2^53")]
+fn float(count: usize) -> f64 {
+    count as f64
+}

@@ -1,0 +1,385 @@
+//! The one place of assembly: configuration in, all parts wired, run until stopped.
+
+use crate::admin::command::Shutdown;
+use crate::admin::{Operator, Request, SqlConsole, http, metrics};
+use crate::auth::Method;
+use crate::client::{CancelLane, Clients, Context, Door, DoorTls};
+use crate::config::{self, Config, Fault, File, Sources, StartupPolicy};
+use crate::drain::{self, Notice, Plan, Signals};
+use crate::net::listener::{Bound, SocketFile};
+use crate::net::tls::{self, ListenerTls, TlsError};
+use crate::pool::Directory;
+use crate::pool::directory::{Purpose, WILDCARD};
+use crate::random;
+use crate::session::Interners;
+use crate::telemetry::{LogLevel, Telemetry};
+use crate::watch::Watch;
+use crate::worker::{Entrance, Workers};
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+/// How often pools are kept in order.
+const MAINTENANCE: Duration = Duration::from_secs(1);
+/// How often files are looked at for changes: ConfigMap volumes swap symbolic links, which no file notification shows.
+const FILE_WATCH: Duration = Duration::from_secs(5);
+
+/// Why the start failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {error}{}", hint(.error))]
+    Listen {
+        /// The address.
+        address: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// TLS files cannot be used.
+    #[error("{what}: {error}")]
+    Tls {
+        /// Whose TLS.
+        what: String,
+        /// Why.
+        error: TlsError,
+    },
+    /// The system refused something else.
+    #[error("{what}: {error}")]
+    System {
+        /// What.
+        what: &'static str,
+        /// Why.
+        error: io::Error,
+    },
+    /// The metrics cannot be set up.
+    #[error("metrics: {0}")]
+    Metrics(#[from] metrics_exporter_prometheus::BuildError),
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "; something else listens there, perhaps a PostgreSQL server: choose another address with --listen"
+        }
+        io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege: choose another with --listen",
+        _ => "",
+    }
+}
+
+/// A running ambassador.
+pub struct Ambassador {
+    /// What can be seen and done.
+    pub operator: Arc<Operator>,
+    /// Where clients come in.
+    pub addresses: Vec<SocketAddr>,
+    /// Where metrics and health are served.
+    pub admin_address: Option<SocketAddr>,
+    config: Config,
+    sources: Sources,
+    doors: Vec<Arc<Door>>,
+    requests: UnboundedReceiver<Request>,
+    workers: Workers,
+    log: LogLevel,
+    _socket: Option<SocketFile>,
+}
+
+/// How the program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// When all clients have left, or their time is over.
+    Drained(Plan),
+    /// At once.
+    Now,
+}
+
+impl Ambassador {
+    /// Wires all parts and starts to listen. To be called inside the runtime of the control thread.
+    pub async fn start(config: Config, sources: Sources, log: LogLevel) -> Result<Self, StartError> {
+        raise_descriptor_limit();
+        let telemetry = Arc::new(Telemetry::new()?);
+        let interners = Arc::new(Interners::default());
+        let directory = Directory::new(&config.directory, Arc::clone(&interners), Arc::clone(&telemetry))
+            .map_err(|(database, error)| StartError::Tls { what: format!("database {database:?}"), error })?;
+        let console = Arc::new(SqlConsole::new(config.console.clone()));
+        let context = Arc::new(Context {
+            clients: Clients::new(config.max_clients),
+            interners,
+            directory,
+            cancels: CancelLane::new(2 * config.directory.databases.iter().map(|d| d.pool.size).max().unwrap_or(1)),
+            users: RwLock::new(Arc::clone(&config.auth.users)),
+            auth_query: config.auth.query.clone(),
+            pass_through: config.auth.pass_through,
+            limits: RwLock::new(Arc::new(config.limits.clone())),
+            login_timeout: config.login_timeout,
+            console: Arc::clone(&console) as Arc<dyn crate::client::Console>,
+            mock_secret: random::bytes(),
+            names: crate::client::Names::default(),
+            sources: std::sync::Mutex::default(),
+            counters: crate::client::Counters::default(),
+            closed: std::sync::atomic::AtomicBool::new(false),
+        });
+        let (sender, requests) = unbounded_channel();
+        let settings = config.settings.clone();
+        let operator = Operator::new(Arc::clone(&context), telemetry, settings, sender, config.workers);
+        let operator = Arc::new(operator);
+        console.connect(Arc::clone(&operator));
+
+        let (entrances, doors, socket) = bind(&config)?;
+        let addresses = entrances.iter().filter_map(|entrance| entrance.bound.local()).collect();
+        let admin_address = serve_http(&config, &operator).await?;
+        let beat = Arc::clone(&operator);
+        let logins = config.max_logins.div_ceil(config.workers);
+        let workers =
+            Workers::start(config.workers, logins, &context, entrances, config.socket, move |worker| beat.beat(worker))
+                .map_err(|error| StartError::System { what: "cannot start the workers", error })?;
+        operator.listening.store(true, Ordering::Relaxed);
+        crate::watchdog::start(Arc::clone(&operator))
+            .map_err(|error| StartError::System { what: "cannot start the watchdog", error })?;
+        Ok(Self { operator, addresses, admin_address, config, sources, doors, requests, workers, log, _socket: socket })
+    }
+
+    /// Serves until it is told to stop.
+    pub async fn run(mut self) -> io::Result<()> {
+        let mut signals = Signals::listen()?;
+        let started = tokio::spawn(prove_start(Arc::clone(&self.operator), self.config.clone()));
+        let mut maintenance = tokio::time::interval(MAINTENANCE);
+        let mut sampling =
+            tokio::time::interval_at(tokio::time::Instant::now() + self.config.stats_period, self.config.stats_period);
+        let mut watching = tokio::time::interval(FILE_WATCH);
+        let mut watch = Watch::new(self.config.files());
+        let ending = loop {
+            tokio::select! {
+                notice = signals.next() => match notice {
+                    Notice::Terminate => break Ending::Drained(self.plan()),
+                    Notice::Interrupt => break Ending::Now,
+                    Notice::Reload => drop(self.reload(&[], &mut watch)),
+                },
+                Some(request) = self.requests.recv() => match request {
+                    Request::Reload(overrides, answer) => {
+                        let _ = answer.send(self.reload(&overrides, &mut watch));
+                    }
+                    Request::Shutdown(Shutdown::Now) => break Ending::Now,
+                    Request::Shutdown(Shutdown::WaitForServers) => {
+                        break Ending::Drained(Plan { patience: Duration::ZERO, ..self.plan() });
+                    }
+                    Request::Shutdown(Shutdown::WaitForClients) => break Ending::Drained(self.plan()),
+                },
+                _ = maintenance.tick() => {
+                    let queues = metrics::queues(&self.operator.context.clients);
+                    let waits = queues.into_iter().map(|(name, (_, longest))| (name, longest)).collect();
+                    self.operator.context.directory.maintain(Instant::now(), &waits);
+                    self.operator.telemetry.upkeep();
+                },
+                _ = sampling.tick() => self.operator.sample(Instant::now()),
+                _ = watching.tick() => {
+                    if let Some(changed) = watch.changed() {
+                        tracing::info!(file = %changed.display(), "a file has changed: reloading");
+                        drop(self.reload(&[], &mut watch));
+                    }
+                },
+            }
+        };
+        started.abort();
+        match ending {
+            Ending::Drained(plan) => {
+                // A second signal, whichever, ends the patience.
+                let hurry = async { while signals.next().await == Notice::Reload {} };
+                tokio::select! {
+                    () = drain::drain(&self.operator, plan) => {}
+                    () = hurry => drain::end(&self.operator).await,
+                }
+            }
+            Ending::Now => drain::end(&self.operator).await,
+        }
+        self.stop();
+        Ok(())
+    }
+
+    /// Stops at once what still runs.
+    pub fn stop(self) {
+        crate::watchdog::stop(&self.operator);
+        self.workers.stop();
+        tracing::info!("stopped");
+    }
+
+    fn plan(&self) -> Plan {
+        Plan { patience: self.config.drain_timeout, grace: self.config.drain_grace }
+    }
+
+    /// Reads the configuration again, checks it whole, and applies it whole or not at all.
+    fn reload(&mut self, overrides: &[(String, String)], watch: &mut Watch) -> Result<(), Vec<String>> {
+        let result = self.read_again(overrides).and_then(|config| self.apply(config));
+        let [applied, refused] = &self.operator.reloads;
+        match &result {
+            Ok(changes) => {
+                applied.fetch_add(1, Ordering::Relaxed);
+                let changes = if changes.is_empty() { "nothing".to_owned() } else { changes.join(", ") };
+                tracing::info!(changed = changes, "reloaded the configuration");
+            }
+            Err(faults) => {
+                refused.fetch_add(1, Ordering::Relaxed);
+                for fault in faults {
+                    tracing::error!("reload refused, nothing has changed: {fault}");
+                }
+            }
+        }
+        *watch = Watch::new(self.config.files());
+        result.map(drop)
+    }
+
+    fn read_again(&self, overrides: &[(String, String)]) -> Result<Config, Vec<String>> {
+        let mut sources = self.sources.clone();
+        if let Some(file) = &mut sources.file {
+            let text = std::fs::read_to_string(&file.path);
+            file.text = text.map_err(|error| vec![format!("{}: {error}", file.path.display())])?;
+        }
+        for (key, value) in overrides {
+            sources.flags.retain(|(path, _)| path != key);
+            sources.flags.push((key.clone(), value.clone()));
+        }
+        config::resolve(&sources).map_err(|faults| faults.iter().map(Fault::to_string).collect())
+    }
+
+    /// Applies a configuration; gives what has changed.
+    fn apply(&mut self, config: Config) -> Result<Vec<String>, Vec<String>> {
+        let door_tls = config.tls.as_ref().map(load_door).transpose().map_err(|error| vec![format!("tls: {error}")])?;
+        let context = &self.operator.context;
+        context
+            .directory
+            .reload(&config.directory)
+            .map_err(|(database, error)| vec![format!("database {database:?}: {error}")])?;
+        let write = |slot: &RwLock<_>, value| *slot.write().unwrap_or_else(PoisonError::into_inner) = value;
+        write(&context.limits, Arc::new(config.limits.clone()));
+        *context.users.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&config.auth.users);
+        context.clients.set_limit(config.max_clients);
+        for door in &self.doors {
+            *door.tls.write().unwrap_or_else(PoisonError::into_inner) = door_tls.clone();
+        }
+        self.log.set(&config.log.level);
+        let mut changes = Vec::new();
+        for setting in &config.settings {
+            let before = self.config.settings.iter().find(|old| old.key == setting.key);
+            if before.is_none_or(|old| old.value != setting.value) {
+                if setting.reloads {
+                    changes.push(setting.key.clone());
+                } else {
+                    tracing::warn!(
+                        setting = setting.key,
+                        "a change of this setting takes effect with the next start only"
+                    );
+                }
+            }
+        }
+        self.operator.set_settings(config.settings.clone());
+        self.config = config;
+        Ok(changes)
+    }
+}
+
+/// Opens every listener.
+fn bind(config: &Config) -> Result<(Vec<Entrance>, Vec<Arc<Door>>, Option<SocketFile>), StartError> {
+    let tls = config.tls.as_ref().map(load_door).transpose();
+    let tls = tls.map_err(|error| StartError::Tls { what: "tls".into(), error })?;
+    let required = config.tls.as_ref().is_some_and(|tls| tls.required);
+    let door = |method: Method, tls_required| Arc::new(Door { method, tls: RwLock::new(tls.clone()), tls_required });
+    let tcp = door(config.auth.method, required);
+    let defaulted = !config.is_set("listen");
+    let mut entrances = Vec::new();
+    for address in &config.listen {
+        match Bound::tcp(*address) {
+            Ok(bound) => entrances.push(Entrance { bound, door: Arc::clone(&tcp) }),
+            // Nobody asked for IPv6 by name, and not every machine has it.
+            Err(error) if defaulted && address.is_ipv6() && error.kind() != io::ErrorKind::AddrInUse => {
+                tracing::debug!(%address, %error, "not listening");
+            }
+            Err(error) => return Err(StartError::Listen { address: address.to_string(), error }),
+        }
+    }
+    let mut doors = vec![tcp];
+    let mut file = None;
+    if let Some(unix) = &config.unix {
+        let (bound, made) = Bound::unix(&unix.path, unix.mode)
+            .map_err(|error| StartError::Listen { address: unix.path.display().to_string(), error })?;
+        // Unix sockets have no TLS, as PostgreSQL has it.
+        let door = Arc::new(Door { method: config.auth.unix_method, tls: RwLock::new(None), tls_required: false });
+        entrances.push(Entrance { bound, door });
+        file = Some(made);
+    }
+    if config.auth.method == Method::Trust {
+        tracing::warn!("auth.method is trust: every process on this machine can log in as anybody");
+    }
+    doors.truncate(1);
+    Ok((entrances, doors, file))
+}
+
+fn load_door(tls: &ListenerTls) -> Result<Arc<DoorTls>, TlsError> {
+    let end_point = tls::server_end_point(&tls.leaf()?);
+    Ok(Arc::new(DoorTls { config: tls.load()?, end_point }))
+}
+
+async fn serve_http(config: &Config, operator: &Arc<Operator>) -> Result<Option<SocketAddr>, StartError> {
+    let Some(address) = config.admin_listen else { return Ok(None) };
+    match tokio::net::TcpListener::bind(address).await {
+        Ok(listener) => {
+            let bound = listener.local_addr().ok();
+            tokio::spawn(http::serve(listener, Arc::clone(operator)));
+            Ok(bound)
+        }
+        // The default must not keep a second ambassador on a machine from starting.
+        Err(error) if !config.is_set("admin_listen") => {
+            tracing::warn!(%address, %error, "metrics and health are not served: choose an address with --admin-listen");
+            Ok(None)
+        }
+        Err(error) => Err(StartError::Listen { address: address.to_string(), error }),
+    }
+}
+
+/// Logs in at a primary once, as far as the configuration says as whom; then the start is done.
+async fn prove_start(operator: Arc<Operator>, config: Config) {
+    if config.startup == StartupPolicy::Primary {
+        for database in &config.directory.databases {
+            let name =
+                if database.name == WILDCARD { database.dbname.as_deref() } else { Some(database.name.as_str()) };
+            let (Some(name), Some(user)) = (name.or(database.user.as_deref()), &database.user) else { continue };
+            let Ok(pools) = operator.context.directory.pools(name, user, Purpose::Clients, None) else { continue };
+            loop {
+                let deadline = Instant::now() + config.limits.checkout;
+                match pools.lease_until(0, deadline).await {
+                    Ok(lease) => {
+                        lease.finish(Instant::now());
+                        break;
+                    }
+                    Err(error) => tracing::warn!(pool = %pools.name, "still waiting for a first login: {error}"),
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+    operator.started.store(true, Ordering::Relaxed);
+    tracing::info!("ready");
+}
+
+/// Every client costs a descriptor: takes all that the system allows.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::warn!(%error, "cannot raise the limit of open files");
+        }
+    }
+}
+
+/// Reads the configuration file that flags or environment name.
+pub fn read_file(path: Option<PathBuf>) -> Result<Option<File>, String> {
+    let Some(path) = path else { return Ok(None) };
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(File { path, text })),
+        Err(error) => Err(format!("{}: {error}", path.display())),
+    }
+}

@@ -1,0 +1,294 @@
+//! The pools of one database and user, one for each server.
+
+use super::directory::Database;
+use super::{GateState, Lease, LeaseError, Node, Pool, PoolConfig, PoolName, Stats, Totals, lock};
+use crate::credentials::Source;
+use crate::server::Target;
+use crate::session::PoolMode;
+use crate::session::settings::Settings;
+use crate::telemetry::Telemetry;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+
+/// What a set of pools should be like.
+pub(super) struct Wanted {
+    pub(super) database: Arc<Database>,
+    pub(super) targets: Vec<(Arc<Node>, Target)>,
+    pub(super) pool: PoolConfig,
+    pub(super) source: Arc<dyn Source>,
+    /// The source was made from the configuration.
+    pub(super) own_source: bool,
+    pub(super) mode: PoolMode,
+    pub(super) defaults: Settings,
+    pub(super) user_connections: Option<Arc<Semaphore>>,
+    pub(super) telemetry: Arc<Telemetry>,
+    /// Clients of the database and of the user, and how many there may be.
+    pub(super) clients: [(Arc<AtomicUsize>, Option<usize>); 2],
+}
+
+/// The pools of one database and user.
+#[derive(Debug)]
+pub struct PoolSet {
+    /// The names.
+    pub name: PoolName,
+    /// What happened to its clients while they had no server.
+    pub stats: Stats,
+    state: RwLock<State>,
+    /// Which pool is the primary's; `UNKNOWN` until it was looked for.
+    primary: AtomicUsize,
+    members: Arc<AtomicUsize>,
+    /// Since when it has had neither clients nor connections.
+    unused: Mutex<Option<Instant>>,
+}
+
+#[derive(Debug, Clone)]
+struct State {
+    database: Arc<Database>,
+    mode: PoolMode,
+    pools: Arc<[Arc<Pool>]>,
+    source: Arc<dyn Source>,
+    clients: [(Arc<AtomicUsize>, Option<usize>); 2],
+}
+
+const UNKNOWN: usize = usize::MAX;
+
+/// A client counted among those of its pools, its database and its user.
+#[derive(Debug)]
+pub struct Member(Vec<Arc<AtomicUsize>>);
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        for count in &self.0 {
+            count.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Which limit of clients is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// The database's.
+    Database,
+    /// The user's.
+    User,
+}
+
+impl PoolSet {
+    pub(super) fn new(name: PoolName, wanted: Wanted) -> Arc<Self> {
+        let state = State::new(&name, &wanted, &[]);
+        let primary = AtomicUsize::new(if state.pools.len() == 1 { 0 } else { UNKNOWN });
+        Arc::new(Self {
+            name,
+            stats: Stats::default(),
+            state: RwLock::new(state),
+            primary,
+            members: Arc::default(),
+            unused: Mutex::new(None),
+        })
+    }
+
+    fn state(&self) -> State {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes over a changed configuration. Pools of servers that are still there keep their connections, unless what
+    /// they are connected to changed.
+    pub(super) fn adopt(&self, wanted: Wanted) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let old = Arc::clone(&state.pools);
+        *state = State::new(&self.name, &wanted, &old);
+        let kept = |pool: &Arc<Pool>| state.pools.iter().any(|p| Arc::ptr_eq(p, pool));
+        for pool in old.iter().filter(|pool| !kept(pool)) {
+            // Who has a connection keeps it to the end of its transaction.
+            pool.reconnect();
+        }
+        let primary = if state.pools.len() == 1 { 0 } else { UNKNOWN };
+        self.primary.store(primary, Ordering::Relaxed);
+    }
+
+    pub(super) fn source(&self) -> Option<Arc<dyn Source>> {
+        Some(self.state().source)
+    }
+
+    /// The database.
+    pub fn database(&self) -> Arc<Database> {
+        self.state().database
+    }
+
+    /// When a server goes back to its pool.
+    pub fn mode(&self) -> PoolMode {
+        self.state().mode
+    }
+
+    /// Its pools, one for each server.
+    pub fn pools(&self) -> Arc<[Arc<Pool>]> {
+        Arc::clone(&self.state.read().unwrap_or_else(PoisonError::into_inner).pools)
+    }
+
+    /// Counts one client more, if there may be one.
+    pub fn join(&self) -> Result<Member, Full> {
+        let state = self.state();
+        let mut counted = Member(Vec::with_capacity(3));
+        for ((count, limit), full) in state.clients.iter().zip([Full::Database, Full::User]) {
+            let limit = limit.unwrap_or(usize::MAX);
+            let joined = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < limit).then_some(n + 1));
+            joined.map_err(|_| full)?;
+            counted.0.push(Arc::clone(count));
+        }
+        self.members.fetch_add(1, Ordering::Relaxed);
+        counted.0.push(Arc::clone(&self.members));
+        Ok(counted)
+    }
+
+    /// How many clients are logged in here.
+    pub fn clients(&self) -> usize {
+        self.members.load(Ordering::Relaxed)
+    }
+
+    /// The pool of the primary, if it is known.
+    #[inline]
+    pub fn primary(&self) -> Option<Arc<Pool>> {
+        let at = self.primary.load(Ordering::Relaxed);
+        self.state.read().unwrap_or_else(PoisonError::into_inner).pools.get(at).cloned()
+    }
+
+    /// A connection to the primary if one is idle right now. Never waits, never dials.
+    #[inline]
+    pub fn try_lease(&self, client: u64, now: Instant) -> Option<Lease> {
+        self.primary()?.try_lease(client, now)
+    }
+
+    /// A connection to the primary, waited for and dialled for as long as `deadline` allows.
+    pub async fn lease_until(&self, client: u64, deadline: Instant) -> Result<Lease, LeaseError> {
+        self.find_primary(deadline).await?.lease_until(client, deadline).await
+    }
+
+    /// The same for a caller that keeps the time itself, as with [`Pool::lease`].
+    pub async fn lease(&self, client: u64, deadline: Instant) -> Result<Lease, LeaseError> {
+        let primary = match self.primary() {
+            Some(primary) => primary,
+            None => Box::pin(self.find_primary(deadline)).await?,
+        };
+        primary.lease(client, deadline).await
+    }
+
+    /// Why there was no connection after so long a wait.
+    pub fn timed_out(&self, waited: Duration) -> LeaseError {
+        match self.primary() {
+            Some(pool) => pool.timed_out(waited),
+            None => LeaseError::NoPrimary(self.name.clone()),
+        }
+    }
+
+    /// The pool of the primary, looked for if it is not known.
+    pub async fn find_primary(&self, deadline: Instant) -> Result<Arc<Pool>, LeaseError> {
+        loop {
+            if let Some(pool) = self.primary() {
+                return Ok(pool);
+            }
+            let mut last = None;
+            for (at, pool) in self.pools().iter().enumerate() {
+                let patience = (Instant::now() + pool.config().connect_timeout).min(deadline);
+                match Self::is_primary(pool, patience).await {
+                    Ok(true) => {
+                        self.primary.store(at, Ordering::Relaxed);
+                        return Ok(Arc::clone(pool));
+                    }
+                    Ok(false) => {}
+                    Err(error) => last = Some(error),
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(last.unwrap_or(LeaseError::NoPrimary(self.name.clone())));
+            }
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+    }
+
+    async fn is_primary(pool: &Arc<Pool>, deadline: Instant) -> Result<bool, LeaseError> {
+        let mut lease = pool.lease_until(0, deadline).await?;
+        match lease.simple("select pg_catalog.pg_is_in_recovery()").await {
+            Ok(answer) if answer.error.is_none() => {
+                lease.finish(Instant::now());
+                Ok(matches!(answer.rows.as_slice(), [row] if row.first().is_some_and(|v| v.as_deref() == Some("f"))))
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// What is believed of the primary was wrong.
+    pub fn forget_primary(&self) {
+        if self.pools().len() > 1 {
+            self.primary.store(UNKNOWN, Ordering::Relaxed);
+        }
+    }
+
+    /// Opens or closes all its pools.
+    pub fn set_gate(&self, state: GateState) {
+        for pool in self.pools().iter() {
+            pool.set_gate(state);
+        }
+    }
+
+    /// What happened in all its pools.
+    pub fn totals(&self) -> Totals {
+        self.pools().iter().fold(self.stats.totals(), |sum, pool| sum.plus(&pool.stats.totals()))
+    }
+
+    pub(super) fn maintain(&self, now: Instant, waiting: Duration, crowded: &[Arc<Node>]) {
+        let mut connections = 0;
+        for pool in self.pools().iter() {
+            let room = crowded.iter().any(|node| Arc::ptr_eq(node, &pool.node));
+            pool.maintain(now, room && waiting.is_zero());
+            pool.adjust_reserve(waiting);
+            connections += pool.connections();
+            if pool.config().min_idle > pool.connections() && pool.proven.load(Ordering::Relaxed) {
+                tokio::spawn(Arc::clone(pool).fill_to_minimum());
+            }
+        }
+        let mut unused = lock(&self.unused);
+        if connections > 0 || self.clients() > 0 {
+            *unused = None;
+        } else {
+            unused.get_or_insert(now);
+        }
+    }
+
+    pub(super) fn unused_for(&self, now: Instant) -> Option<Duration> {
+        lock(&self.unused).map(|since| now.saturating_duration_since(since))
+    }
+}
+
+impl State {
+    fn new(name: &PoolName, wanted: &Wanted, old: &[Arc<Pool>]) -> Self {
+        let pool = |(node, target): &(Arc<Node>, Target)| {
+            if let Some(pool) = old.iter().find(|pool| Arc::ptr_eq(&pool.node, node)) {
+                pool.reconfigure(wanted.pool.clone());
+                pool.retarget(target.clone());
+                if wanted.own_source {
+                    pool.set_source(Arc::clone(&wanted.source));
+                }
+                return Arc::clone(pool);
+            }
+            Pool::new(
+                name.clone(),
+                Arc::clone(node),
+                target.clone(),
+                wanted.pool.clone(),
+                Arc::clone(&wanted.source),
+                wanted.defaults.clone(),
+                wanted.user_connections.clone(),
+                Arc::clone(&wanted.telemetry),
+            )
+        };
+        Self {
+            pools: wanted.targets.iter().map(pool).collect(),
+            database: Arc::clone(&wanted.database),
+            mode: wanted.mode,
+            source: Arc::clone(&wanted.source),
+            clients: wanted.clients.clone(),
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Logs, and every metric: its name, unit, help and labels.
+//!
+//! Hot paths count in atomics of their own ([`crate::pool::Stats`]); what they counted becomes metrics when somebody
+//! asks. Labels are names from the configuration or of pools, never SQL and never values.
+
+use crate::config::{LogConfig, LogFormat};
+use metrics::{Histogram, Key, Label, Level, Metadata, Recorder, Unit};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::reload::Handle;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, reload};
+
+/// What a metric counts.
+#[derive(Clone, Copy)]
+enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+/// One metric.
+pub struct Metric {
+    name: &'static str,
+    kind: Kind,
+    unit: Option<Unit>,
+    help: &'static str,
+}
+
+macro_rules! metrics_table {
+    ($($const:ident = $name:literal, $kind:ident, $unit:expr, $help:literal;)+) => {
+        $(#[doc = $help]
+        pub const $const: Metric = Metric { name: $name, kind: Kind::$kind, unit: $unit, help: $help };)+
+        const ALL: &[&Metric] = &[$(&$const),+];
+    };
+}
+
+metrics_table! {
+    INFO = "pg_ambassador_build_info", Gauge, None, "Always 1; the version is a label.";
+    UP_SINCE = "pg_ambassador_start_time_seconds", Gauge, Some(Unit::Seconds), "When the process started, in seconds since 1970.";
+    CLIENTS = "pg_ambassador_clients", Gauge, None, "Clients that are logged in, by what they are doing.";
+    CLIENT_LIMIT = "pg_ambassador_clients_max", Gauge, None, "Clients that there may be (max_clients).";
+    ACCEPTED = "pg_ambassador_connections_accepted_total", Counter, None, "Connections accepted.";
+    ACCEPT_ERRORS = "pg_ambassador_accept_errors_total", Counter, None, "Connections that could not be accepted.";
+    REFUSED = "pg_ambassador_clients_refused_total", Counter, None, "Logins refused: wrong password, no such database, too many clients.";
+    LOGIN_TIMEOUTS = "pg_ambassador_login_timeouts_total", Counter, None, "Logins that took longer than client_login_timeout.";
+    VIOLATIONS = "pg_ambassador_protocol_violations_total", Counter, None, "Clients that broke the protocol.";
+    CANCELS = "pg_ambassador_cancel_requests_total", Counter, None, "Cancel requests received.";
+    PANICS = "pg_ambassador_panics_total", Counter, None, "Clients whose task panicked. Anything but 0 is a bug.";
+    POOL_SERVERS = "pg_ambassador_pool_servers", Gauge, None, "Server connections, by what they are doing.";
+    POOL_SIZE = "pg_ambassador_pool_size", Gauge, None, "Server connections that there may be (pool_size).";
+    POOL_CLIENTS = "pg_ambassador_pool_clients", Gauge, None, "Clients of the pool.";
+    POOL_WAITING = "pg_ambassador_pool_waiting", Gauge, None, "Clients that wait for a server connection.";
+    POOL_MAX_WAIT = "pg_ambassador_pool_max_wait_seconds", Gauge, Some(Unit::Seconds), "How long the first of them has waited.";
+    POOL_PAUSED = "pg_ambassador_pool_paused", Gauge, None, "1 while the pool is paused.";
+    QUERIES = "pg_ambassador_queries_total", Counter, None, "Queries: simple ones, and extended-protocol batches.";
+    TRANSACTIONS = "pg_ambassador_transactions_total", Counter, None, "Transactions.";
+    RECEIVED = "pg_ambassador_received_bytes_total", Counter, Some(Unit::Bytes), "Bytes from clients.";
+    SENT = "pg_ambassador_sent_bytes_total", Counter, Some(Unit::Bytes), "Bytes to clients.";
+    QUERY_SECONDS = "pg_ambassador_query_seconds", Histogram, Some(Unit::Seconds), "From a request's arrival at a server to the end of its answer.";
+    TRANSACTION_SECONDS = "pg_ambassador_transaction_seconds", Histogram, Some(Unit::Seconds), "How long clients held a server connection.";
+    WAIT_SECONDS = "pg_ambassador_checkout_wait_seconds", Histogram, Some(Unit::Seconds), "How long clients waited for a server connection, of those who had to.";
+    TIMEOUTS = "pg_ambassador_checkout_timeouts_total", Counter, None, "Waits that ended with the checkout timeout.";
+    ASSIGNMENTS = "pg_ambassador_server_assignments_total", Counter, None, "Times a client was given a server connection.";
+    CONNECT_SECONDS = "pg_ambassador_server_connect_seconds", Histogram, Some(Unit::Seconds), "How long making a server connection took, login included.";
+    CONNECT_ERRORS = "pg_ambassador_server_connect_errors_total", Counter, None, "Attempts to make a server connection that failed.";
+    STALE = "pg_ambassador_server_stale_total", Counter, None, "Idle connections found closed or too old when they were about to be used.";
+    LOST = "pg_ambassador_server_lost_total", Counter, None, "Connections lost while a client had them.";
+    CLIENT_PARSES = "pg_ambassador_client_parses_total", Counter, None, "Named statements that clients prepared.";
+    SERVER_PARSES = "pg_ambassador_server_parses_total", Counter, None, "Parse messages sent to servers for named statements.";
+    BINDS = "pg_ambassador_binds_total", Counter, None, "Bind messages.";
+    LOGINS = "pg_ambassador_logins_total", Counter, None, "Clients that logged in.";
+    RELOADS = "pg_ambassador_reloads_total", Counter, None, "Reloads of the configuration, by result.";
+    WORKER_LAG = "pg_ambassador_worker_lag_seconds", Gauge, Some(Unit::Seconds), "How long ago the slowest worker's event loop was last seen to turn.";
+}
+
+/// Wait and query times, in seconds.
+const BUCKETS: &[f64] =
+    &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+/// The registry of all metrics.
+pub struct Telemetry {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+}
+
+impl std::fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Telemetry")
+    }
+}
+
+impl Telemetry {
+    /// An empty registry.
+    ///
+    /// # Errors
+    /// Never with the buckets above; the builder has to be asked.
+    pub fn new() -> Result<Self, metrics_exporter_prometheus::BuildError> {
+        let recorder = PrometheusBuilder::new().set_buckets(BUCKETS)?.build_recorder();
+        for metric in ALL {
+            let (name, unit, help) = (metric.name.into(), metric.unit, metric.help.into());
+            match metric.kind {
+                Kind::Counter => recorder.describe_counter(name, unit, help),
+                Kind::Gauge => recorder.describe_gauge(name, unit, help),
+                Kind::Histogram => recorder.describe_histogram(name, unit, help),
+            }
+        }
+        let handle = recorder.handle();
+        Ok(Self { recorder, handle })
+    }
+
+    fn key(metric: &Metric, labels: &[(&'static str, &str)]) -> Key {
+        let labels: Vec<Label> = labels.iter().map(|(k, v)| Label::new(*k, (*v).to_owned())).collect();
+        Key::from_parts(metric.name, labels)
+    }
+
+    /// Sets a counter to what was counted elsewhere.
+    pub fn set(&self, metric: &Metric, labels: &[(&'static str, &str)], value: u64) {
+        self.recorder.register_counter(&Self::key(metric, labels), &METADATA).absolute(value);
+    }
+
+    /// Sets a gauge.
+    pub fn gauge(&self, metric: &Metric, labels: &[(&'static str, &str)], value: f64) {
+        self.recorder.register_gauge(&Self::key(metric, labels), &METADATA).set(value);
+    }
+
+    /// A histogram that can be recorded to.
+    pub fn histogram(&self, metric: &Metric, labels: &[(&'static str, &str)]) -> Histogram {
+        self.recorder.register_histogram(&Self::key(metric, labels), &METADATA)
+    }
+
+    /// Everything, as Prometheus reads it.
+    pub fn render(&self) -> String {
+        self.handle.render()
+    }
+
+    /// Sorts what was recorded into the histograms' buckets. To be called every few seconds.
+    pub fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+}
+
+static METADATA: Metadata<'static> = Metadata::new("pg_ambassador", Level::INFO, None);
+
+/// Changes the log level of a running program.
+#[derive(Clone)]
+pub struct LogLevel(Handle<Targets, Registry>);
+
+impl LogLevel {
+    /// Logs at another level from now on. The text was checked when it was resolved.
+    pub fn set(&self, level: &str) {
+        if let Ok(targets) = level.parse::<Targets>() {
+            let _ = self.0.reload(targets);
+        }
+    }
+}
+
+/// Sets up logging to the standard error stream. To be called once.
+pub fn init_logs(config: &LogConfig) -> LogLevel {
+    let targets: Targets = config.level.parse().unwrap_or_else(|_| Targets::new().with_default(tracing::Level::INFO));
+    let (filter, handle) = reload::Layer::new(targets);
+    let output = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_target(false);
+    let output = match config.format {
+        LogFormat::Text => output.boxed(),
+        LogFormat::Json => output.json().flatten_event(true).boxed(),
+    };
+    // A second set-up can only come from a test in the same process: the first stays.
+    let _ = tracing_subscriber::registry().with(output.with_filter(filter)).try_init();
+    LogLevel(handle)
+}
