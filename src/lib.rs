@@ -6,6 +6,7 @@ pub mod auth;
 pub mod client;
 pub mod config;
 pub mod credentials;
+pub mod demo;
 pub mod drain;
 pub mod net;
 pub mod pool;

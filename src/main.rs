@@ -6,7 +6,7 @@ use pg_ambassador::ambassador::{Ambassador, read_file};
 use pg_ambassador::args::{Cli, Command, Hash, Healthcheck, Settings};
 use pg_ambassador::auth::scram::Verifier;
 use pg_ambassador::config::{self, Config, Sources};
-use pg_ambassador::{random, telemetry};
+use pg_ambassador::{demo, random, telemetry};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::num::NonZeroU32;
@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(settings) => run(&settings),
         Command::Check(settings) => check(&settings),
-        Command::Demo(_) => Ok(()),
+        Command::Demo(options) => demo::run(&options).map_err(Into::into),
         Command::Healthcheck(options) => healthcheck(&options),
         Command::Hash(options) => hash(&options),
     };

@@ -296,6 +296,18 @@ impl Reader {
                 faults.push(Fault { place: raw.place.clone(), message });
             }
         }
+        for (path, raw) in self.flags.iter().filter(|(path, _)| !known(path)) {
+            let hint = super::nearest(path, self.asked.iter().map(String::as_str))
+                .map(|near| format!("; did you mean {near}?"));
+            let place = match &raw.value {
+                Value::List(items) => items.first().map_or(&raw.place, |item| &item.place),
+                _ => &raw.place,
+            };
+            faults.push(Fault {
+                place: place.clone(),
+                message: format!("unknown setting {path}{}", hint.unwrap_or_default()),
+            });
+        }
         let variables: BTreeSet<String> = self.asked.iter().map(|path| env_name(path)).collect();
         for name in self.env.keys().filter(|name| name.starts_with(ENV_PREFIX) && !variables.contains(*name)) {
             let hint = super::nearest(name, variables.iter().map(String::as_str))
