@@ -67,6 +67,7 @@ metrics_table! {
     CONNECT_ERRORS = "pg_ambassador_server_connect_errors_total", Counter, None, "Attempts to make a server connection that failed.";
     STALE = "pg_ambassador_server_stale_total", Counter, None, "Idle connections found closed or too old when they were about to be used.";
     LOST = "pg_ambassador_server_lost_total", Counter, None, "Connections lost while a client had them.";
+    LEAKS = "pg_ambassador_leaks_total", Counter, None, "Connections on which paranoid mode has found something of their last client. Anything but 0 is a bug.";
     CLIENT_PARSES = "pg_ambassador_client_parses_total", Counter, None, "Named statements that clients prepared.";
     SERVER_PARSES = "pg_ambassador_server_parses_total", Counter, None, "Parse messages sent to servers for named statements.";
     BINDS = "pg_ambassador_binds_total", Counter, None, "Bind messages.";

@@ -107,6 +107,7 @@ fn render_pool(telemetry: &Telemetry, pool: &Pool, unassigned: &Totals, labels: 
         (&t::CONNECT_ERRORS, totals.dial_errors),
         (&t::STALE, totals.stale),
         (&t::LOST, totals.lost),
+        (&t::LEAKS, totals.leaks),
         (&t::CLIENT_PARSES, totals.client_parses),
         (&t::SERVER_PARSES, totals.server_parses),
         (&t::BINDS, totals.binds),

@@ -114,6 +114,8 @@ enum Stop {
     Client(End),
     /// To be sent as the last message.
     Fatal(Report),
+    /// Sent already as the last message, but perhaps not yet taken by the socket.
+    Told(Report),
     /// A bug of ours.
     Panicked,
 }
@@ -357,6 +359,7 @@ impl Relay {
                         .hint("RESET the setting, or set it to a value that exists."),
                 )),
                 Err(Violation::Server(error)) => Ok(Read::Broken(error)),
+                Err(Violation::Final(report)) => Ok(Read::Final(report)),
                 Err(Violation::Client(error)) => Err(Stop::Client(End::Protocol(error))),
             }))
         })?;
@@ -366,6 +369,10 @@ impl Relay {
                 match read? {
                     Read::Handled => self.after_server_input()?,
                     Read::Lost(report) => self.server_lost(&report)?,
+                    Read::Final(report) => {
+                        self.drop_server();
+                        return Err(Stop::Told(report));
+                    }
                     Read::Broken(error) => {
                         tracing::warn!(client = self.listed.entry.id, %error, "server protocol violation");
                         let report = Report::ours(SqlState::PROTOCOL_VIOLATION, "server protocol violation")
@@ -385,6 +392,11 @@ impl Relay {
     fn after_server_input(&mut self) -> Result<(), Stop> {
         let Server::Leased(lease) = &mut self.server else { return Ok(()) };
         if lease.side.is_busy() {
+            // The server waits for COPY data: what the client sends next is a part of that, or an error.
+            if self.quiet && lease.side.in_copy_in() {
+                self.quiet = false;
+                self.unhandled = true;
+            }
             return Ok(());
         }
         let now = Instant::now();
@@ -804,6 +816,11 @@ impl Relay {
         };
         match stop {
             Stop::Client(end) => end,
+            Stop::Told(report) => {
+                let last = std::mem::take(&mut self.output);
+                let _ = tokio::time::timeout(self.upstream.limits.last_word, self.stream.write_all(&last)).await;
+                End::Ended(report)
+            }
             Stop::Panicked => {
                 let report = Report::ours(SqlState::INTERNAL_ERROR, "internal error").fatal();
                 let mut last = Vec::new();
@@ -829,6 +846,7 @@ impl Relay {
 enum Read {
     Handled,
     Lost(Report),
+    Final(Report),
     Broken(FrameError),
 }
 
@@ -840,7 +858,7 @@ fn protocol_error(violation: Violation) -> Stop {
         )),
         // PostgreSQL closes without a word, because nothing it could say would be in step.
         Violation::Client(error) | Violation::Server(error) => Stop::Client(End::Protocol(error)),
-        Violation::Replay(report) | Violation::Ended(report) => Stop::Fatal(report),
+        Violation::Replay(report) | Violation::Ended(report) | Violation::Final(report) => Stop::Fatal(report),
     }
 }
 

@@ -374,6 +374,7 @@ impl Resolver {
                 idle_timeout: self.duration("server_idle_timeout", Duration::from_secs(600)),
                 lifetime: self.duration("server_lifetime", Duration::from_secs(3600)),
                 connect_timeout: self.positive("server_connect_timeout", Duration::from_secs(5)),
+                paranoid: self.0.get("paranoid", false, false, Raw::flag, ToString::to_string),
             },
             prepared_limit: self.at_least_one("max_prepared_statements", 500, true),
             max_connections: limit(self.count("max_server_connections", 0, false)),

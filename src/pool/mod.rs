@@ -62,6 +62,8 @@ pub struct PoolConfig {
     pub lifetime: Duration,
     /// How long connecting and logging in may take.
     pub connect_timeout: Duration,
+    /// Whether each connection that comes back is asked what its client has left behind.
+    pub paranoid: bool,
 }
 
 /// Names by which people know a pool.
@@ -99,6 +101,7 @@ pub struct Pool {
     user_limit: Option<Arc<Semaphore>>,
     telemetry: Arc<Telemetry>,
     shrunk: Mutex<Option<Instant>>,
+    paranoid: bool,
     /// Somebody has ever been served: the server side of this pool works, or did.
     pub proven: AtomicBool,
 }
@@ -179,6 +182,11 @@ impl Lease {
         server.idle_since = now;
         server.entry.set_client(0, now);
         server.entry.set_prepared(server.side.prepared_len());
+        if pool.paranoid {
+            server.entry.set_state(ServerState::Tested);
+            tokio::spawn(Self { server, seat, pool }.audit_and_put_back());
+            return;
+        }
         if server.entry.is_being_canceled() {
             server.entry.set_state(ServerState::BeingCanceled);
             tokio::spawn(async move {
@@ -188,6 +196,24 @@ impl Lease {
             return;
         }
         Self { server, seat, pool }.put_back();
+    }
+
+    async fn audit_and_put_back(mut self) {
+        let entry = Arc::clone(&self.server.entry);
+        entry.cancels_done().await;
+        match self.server.audit().await {
+            Ok(leaks) if leaks.is_empty() => self.put_back(),
+            Ok(leaks) => {
+                self.pool.stats.count_leak();
+                tracing::error!(
+                    server = entry.id,
+                    pid = entry.key.pid,
+                    "paranoid: left behind by a client: {}",
+                    leaks.join("; ")
+                );
+            }
+            Err(error) => tracing::debug!(server = entry.id, %error, "lost a server connection while auditing it"),
+        }
     }
 
     #[inline]
@@ -215,7 +241,11 @@ impl Lease {
             match cleaned.await {
                 Ok(Ok(true)) => {
                     self.server.idle_since = Instant::now();
-                    self.put_back();
+                    if self.pool.paranoid {
+                        self.audit_and_put_back().await;
+                    } else {
+                        self.put_back();
+                    }
                 }
                 Ok(Ok(false)) => self.server.close(),
                 Ok(Err(error)) => {
@@ -259,7 +289,6 @@ impl Pool {
             node,
             stats: Stats::default(),
             target: RwLock::new(Arc::new(target)),
-            config: RwLock::new(Arc::new(config)),
             source: RwLock::new(source),
             defaults,
             seats,
@@ -272,6 +301,8 @@ impl Pool {
             user_limit,
             telemetry,
             shrunk: Mutex::new(None),
+            paranoid: config.paranoid,
+            config: RwLock::new(Arc::new(config)),
             proven: AtomicBool::new(false),
         })
     }

@@ -86,6 +86,8 @@ totals! {
     stale,
     /// Connections lost while a client had them.
     lost,
+    /// Connections on which paranoid mode has found something of their last client.
+    leaks,
 }
 
 /// Histograms of what takes time.
@@ -173,6 +175,10 @@ impl Stats {
     /// A connection was lost while a client had it.
     pub fn count_lost(&self) {
         self.lost.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_leak(&self) {
+        self.leaks.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A client logged in.

@@ -1,5 +1,6 @@
 //! One connection to PostgreSQL: dialled, logged in, spoken to for our own purposes, reset.
 
+mod audit;
 pub mod dial;
 pub mod entry;
 mod exchange;

@@ -1,7 +1,7 @@
 //! The client's frames: what each needs, what it leaves in the queue of owed replies, and how it goes on.
 
-use super::pipeline::{Copy, Fate, Kind, Note, Owed};
-use super::prepared::Statement;
+use super::pipeline::{Copy, Kind, Note, Owed};
+use super::prepared::{Lookup, Presence, Statement};
 use super::{Body, Interners, Next, Orphan, Outbound, ServerSide, Session, Taken, Unnamed, Violation, WHOLE_FRAME};
 use crate::sql::{self, Analysis, Command, Effects};
 use crate::wire::frame::{self, Frame, HEADER};
@@ -139,7 +139,7 @@ impl Session {
                 Ok(named) => {
                     match named {
                         Named::Statement(b"") => self.unnamed = None,
-                        Named::Statement(name) => drop(self.prepared.remove(name)),
+                        Named::Statement(name) => self.prepared.remove(name),
                         Named::Portal(_) => {}
                     }
                     reply::message(to_client, BackendTag::CloseComplete, |_| {});
@@ -250,21 +250,27 @@ impl Session {
                 let found = self.analysed.take();
                 let analysis = found.unwrap_or_else(|| self.analyse(cut, frontend::query(cut.body(input))));
                 server.dirty = server.dirty.and(analysis.effects);
+                let mut owed = Owed::forward(Kind::Query { commits: analysis.commits });
                 // A simple query drops the unnamed statement, wherever it was made.
-                self.unnamed = None;
-                server.unnamed = None;
-                server.pipeline.push(Owed::forward(Kind::Query { commits: analysis.commits }));
+                if self.unnamed.is_some() || server.unnamed.is_some() {
+                    owed = owed.with(self.unnamed_dropped(server));
+                }
+                self.batch = self.batch.wrapping_add(1);
+                server.pipeline.push(owed);
                 to_server.pass(cut.range());
                 self.pass_rest(cut);
             }
             FrontendTag::Parse => return Ok(self.parse(shared, input, cut, server, to_server, to_client)),
             FrontendTag::Bind => return Ok(self.bind(input, cut, server, to_server)),
-            FrontendTag::Describe => self.describe(input, cut, server, to_server),
+            FrontendTag::Describe => return Ok(self.describe(input, cut, server, to_server)),
             FrontendTag::Execute => {
+                if !cut.body(input).ends_with(&[0, 0, 0, 0]) {
+                    self.limited_batch = Some(self.batch);
+                }
                 server.pipeline.push(Owed::forward(Kind::Execute { commits: self.bound_commits }));
                 to_server.pass(cut.range());
             }
-            FrontendTag::Close => self.close(input, cut, server, to_server, to_client),
+            FrontendTag::Close => return Ok(self.close(input, cut, server, to_server, to_client)),
             FrontendTag::FunctionCall => {
                 server.dirty = server.dirty.and(Effects::UNKNOWN);
                 server.pipeline.push(Owed::forward(Kind::Function));
@@ -272,13 +278,14 @@ impl Session {
                 self.pass_rest(cut);
             }
             FrontendTag::Sync => {
-                if let Copy::In { stray_syncs } = &mut server.pipeline.copy {
+                if let Copy::In { stray_syncs, ended: false } = &mut server.pipeline.copy {
                     *stray_syncs += 1;
                 } else {
                     server.pipeline.push(Owed::forward(Kind::Sync));
                     server.pipeline.skipping = false;
                 }
                 self.skipping = false;
+                self.batch = self.batch.wrapping_add(1);
                 to_server.pass(cut.range());
             }
             FrontendTag::Flush => to_server.pass(cut.range()),
@@ -287,6 +294,9 @@ impl Session {
                 self.pass_rest(cut);
             }
             FrontendTag::CopyDone | FrontendTag::CopyFail => {
+                if let Copy::In { ended, .. } = &mut server.pipeline.copy {
+                    *ended = true;
+                }
                 if server.pipeline.copy != Copy::Both {
                     server.pipeline.push(Owed::forward(Kind::CopyEnd));
                     server.skip_idle_markers();
@@ -317,57 +327,84 @@ impl Session {
             // matters if it is bound in a later batch. A named one passes under the client's own name.
             let unnamed = body.first() == Some(&0);
             server.dirty = server.dirty.and(if unnamed { Effects::UNKNOWN } else { Effects::PREPARE });
+            let mut owed = Owed::forward(Kind::Parse);
             if unnamed {
-                self.unnamed_sent(None, Analysis::UNKNOWN, server);
+                owed = owed.with(self.unnamed_sent(None, Analysis::UNKNOWN, server));
             }
-            server.pipeline.push(Owed::forward(Kind::Parse));
+            server.pipeline.push(owed);
             to_server.pass(cut.range());
             self.pass_rest(cut);
             return Fare::Done;
         };
         if parse.name.is_empty() {
-            self.unnamed_sent(Some(&body[1..]), sql::analyse(parse.query, self.standard_strings), server);
-            server.pipeline.push(Owed::forward(Kind::Parse).with(Note::Unnamed));
+            let before = self.unnamed_sent(Some(&body[1..]), sql::analyse(parse.query, self.standard_strings), server);
+            server.pipeline.push(Owed::forward(Kind::Parse).with(before));
             to_server.pass(cut.range());
             return Fare::Done;
         }
-        if let Some(existing) = self.prepared.get(parse.name).cloned() {
+        let existing = match self.prepared.look_up(parse.name, self.batch) {
+            Lookup::Unknown => None,
+            // Whether it exists is known when nothing is on its way.
+            Lookup::Known(..) | Lookup::Undecided if server.will_settle() => return wait_for_quiet(to_server),
+            Lookup::Known(name, statement) => Some((Arc::clone(name), Arc::clone(statement))),
+            Lookup::Undecided => None,
+        };
+        if let Some((name, existing)) = existing {
             // PostgreSQL refuses a name that is taken, but only after it has looked at the text: let the server do both,
             // against a statement that it has.
-            if server.is_busy() {
-                reply::request(to_server.edit(), FrontendTag::Flush, |_| {});
-                return Fare::Wait(Next::Quiet);
+            if !server.ensure_prepared(&existing, self.batch, to_server) {
+                return wait_for_quiet(to_server);
             }
-            server.ensure_prepared(&existing, to_server);
-            let note = Note::Duplicate { name: parse.name.into(), statement: Arc::clone(&existing) };
-            server.pipeline.push(Owed::forward(Kind::Parse).with(note));
+            let note = Note::Duplicate { statement: Arc::clone(&existing) };
+            server.pipeline.push(Owed::forward(Kind::Parse).with(note).naming(&name));
             reply::parse(to_server.edit(), existing.name.as_bytes(), parse.query, parse.types);
             return Fare::Done;
         }
         self.counts.client_parses += 1;
         let analyse = || sql::analyse(parse.query, self.standard_strings);
         let statement = shared.statements.intern(parse.query, parse.types, &self.settings, analyse);
-        self.prepared.insert(parse.name, Arc::clone(&statement));
-        let sent = !server.prepared.touch(statement.id);
-        let note = Note::Parsed { name: Some(parse.name.into()), statement: Arc::clone(&statement), sent };
-        if sent {
-            server.make_room(to_server);
+        let name = self.prepared.begin(parse.name, Some(Arc::clone(&statement)), self.batch);
+        let presence = server.prepared.touch(statement.id, self.batch);
+        // PostgreSQL itself has to parse where that shows: inside a failed transaction it refuses to, and behind a portal
+        // that was run in part it makes what that has written visible (CommandCounterIncrement in exec_parse_message).
+        let shows = !server.pipeline.surely_accepts() || self.limited_batch == Some(self.batch);
+        if presence != Presence::Held || shows {
+            if presence != Presence::Missing {
+                server.drop_statement(&statement, self.batch, to_server);
+            }
+            server.make_room(self.batch, to_server);
             reply::parse(to_server.edit(), statement.name.as_bytes(), parse.query, parse.types);
-            server.prepared.sent(statement);
+            let sent = Some(server.prepared.parse(&statement, self.batch));
+            let note = Note::Parsed { name: Some(name), statement, sent };
             server.pipeline.push(Owed::forward(Kind::Parse).with(note));
         } else {
+            let note = Note::Parsed { name: Some(name), statement, sent: None };
             let mut answer = Vec::new();
             reply::message(&mut answer, BackendTag::ParseComplete, |_| {});
-            server.answer(answer, Some(note), to_client);
+            self.answer_ourselves(server, answer, note, to_client);
         }
         Fare::Done
     }
 
-    fn unnamed_sent(&mut self, text: Option<&[u8]>, analysis: Analysis, server: &mut ServerSide) {
+    /// A Parse of the unnamed statement is on its way; gives what to go back to if it is skipped.
+    fn unnamed_sent(&mut self, text: Option<&[u8]>, analysis: Analysis, server: &mut ServerSide) -> Note {
         self.unnamed_count = self.unnamed_count.wrapping_add(1);
         let id = (self.id << 32) | u64::from(self.unnamed_count);
-        self.unnamed = Some(Box::new(Unnamed { id, text: text.map(Into::into), analysis }));
-        server.unnamed = Some(id);
+        let made = Unnamed { id, text: text.map(Into::into), analysis };
+        self.unnamed_pending = (self.unnamed_pending.0 + 1, self.batch);
+        Note::Unnamed { client: self.unnamed.replace(Box::new(made)), server: server.unnamed.replace(id) }
+    }
+
+    /// A message that drops the unnamed statement is on its way; gives what to go back to if it is skipped.
+    fn unnamed_dropped(&mut self, server: &mut ServerSide) -> Note {
+        self.unnamed_pending = (self.unnamed_pending.0 + 1, self.batch);
+        Note::Unnamed { client: self.unnamed.take(), server: server.unnamed.take() }
+    }
+
+    /// Whether the unnamed statement depends on the answer to a message in an earlier batch, which may yet fail.
+    fn unnamed_is_undecided(&self, server: &ServerSide) -> bool {
+        let (pending, batch) = self.unnamed_pending;
+        (pending > 0 && batch != self.batch) || server.unnamed_pending.is_some_and(|batch| batch != self.batch)
     }
 
     fn bind(&mut self, input: &[u8], cut: Cut, server: &mut ServerSide, to_server: &mut Outbound<'_>) -> Fare {
@@ -381,17 +418,29 @@ impl Session {
             return Fare::Done;
         };
         if bind.statement.is_empty() {
+            if self.unnamed_is_undecided(server) && server.will_settle() {
+                return wait_for_quiet(to_server);
+            }
             self.ensure_unnamed(server, to_server);
             self.bound(self.unnamed.as_ref().map_or(Analysis::UNKNOWN, |u| u.analysis), server);
-        } else if let Some(statement) = self.prepared.get(bind.statement).cloned() {
-            self.bound(statement.analysis, server);
-            let statement = &statement;
-            server.ensure_prepared(statement, to_server);
-            rename_bind(cut, bind, statement, to_server);
-            server.pipeline.push(Owed::forward(Kind::Bind));
-            to_server.pass(cut.start + HEADER + bind.names_len..cut.end);
-            self.pass_rest(cut);
-            return Fare::Done;
+        } else {
+            match self.prepared.look_up(bind.statement, self.batch) {
+                Lookup::Known(name, statement) => {
+                    let owed = Owed::forward(Kind::Bind).naming(name);
+                    let statement = Arc::clone(statement);
+                    if !server.ensure_prepared(&statement, self.batch, to_server) {
+                        return wait_for_quiet(to_server);
+                    }
+                    self.bound(statement.analysis, server);
+                    rename_bind(cut, bind, &statement, to_server);
+                    server.pipeline.push(owed);
+                    to_server.pass(cut.start + HEADER + bind.names_len..cut.end);
+                    self.pass_rest(cut);
+                    return Fare::Done;
+                }
+                Lookup::Undecided if server.will_settle() => return wait_for_quiet(to_server),
+                Lookup::Undecided | Lookup::Unknown => {}
+            }
         }
         // An unknown name goes as it is: no server has a statement of that name, and says so in its own words.
         server.pipeline.push(Owed::forward(Kind::Bind));
@@ -414,47 +463,57 @@ impl Session {
             return;
         }
         server.unnamed = mine.map(|u| u.id);
+        server.unnamed_pending = Some(self.batch);
         match mine.and_then(|u| u.text.as_deref()) {
             Some(text) => {
                 reply::request(to_server.edit(), FrontendTag::Parse, |body| {
                     body.push(0);
                     body.extend(text);
                 });
-                server.pipeline.push(Owed::swallow(Kind::Parse).with(Note::Unnamed));
+                server.pipeline.push(Owed::swallow(Kind::Parse).with(Note::UnnamedMade));
             }
             None => {
                 reply::close_statement(to_server.edit(), b"");
-                server.pipeline.push(Owed::swallow(Kind::Close));
+                server.pipeline.push(Owed::swallow(Kind::Close).with(Note::UnnamedMade));
             }
         }
     }
 
-    fn describe(&mut self, input: &[u8], cut: Cut, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
+    fn describe(&mut self, input: &[u8], cut: Cut, server: &mut ServerSide, to_server: &mut Outbound<'_>) -> Fare {
         match frontend::named(cut.body(input)) {
             Ok(Named::Statement(b"")) => {
+                if self.unnamed_is_undecided(server) && server.will_settle() {
+                    return wait_for_quiet(to_server);
+                }
                 self.ensure_unnamed(server, to_server);
                 server.pipeline.push(Owed::forward(Kind::DescribeStatement));
                 to_server.pass(cut.range());
             }
             Ok(Named::Statement(name)) => {
-                let known = self.prepared.get(name);
-                if let Some(statement) = known {
-                    server.ensure_prepared(statement, to_server);
-                    reply::request(to_server.edit(), FrontendTag::Describe, |body| {
-                        body.push(b'S');
-                        body.extend(statement.name.as_bytes());
-                        body.push(0);
-                    });
-                } else {
-                    to_server.pass(cut.range());
+                let mut owed = Owed::forward(Kind::DescribeStatement);
+                match self.prepared.look_up(name, self.batch) {
+                    Lookup::Known(name, statement) => {
+                        owed = owed.naming(name);
+                        if !server.ensure_prepared(statement, self.batch, to_server) {
+                            return wait_for_quiet(to_server);
+                        }
+                        reply::request(to_server.edit(), FrontendTag::Describe, |body| {
+                            body.push(b'S');
+                            body.extend(statement.name.as_bytes());
+                            body.push(0);
+                        });
+                    }
+                    Lookup::Undecided if server.will_settle() => return wait_for_quiet(to_server),
+                    Lookup::Undecided | Lookup::Unknown => to_server.pass(cut.range()),
                 }
-                server.pipeline.push(Owed::forward(Kind::DescribeStatement));
+                server.pipeline.push(owed);
             }
             Ok(Named::Portal(_)) | Err(_) => {
                 server.pipeline.push(Owed::forward(Kind::DescribePortal));
                 to_server.pass(cut.range());
             }
         }
+        Fare::Done
     }
 
     fn close(
@@ -464,21 +523,49 @@ impl Session {
         server: &mut ServerSide,
         to_server: &mut Outbound<'_>,
         to_client: &mut Vec<u8>,
-    ) {
+    ) -> Fare {
+        let mut owed = Owed::forward(Kind::Close);
         if let Ok(Named::Statement(name)) = frontend::named(cut.body(input)) {
             if name.is_empty() {
-                self.unnamed = None;
-                server.unnamed = None;
-            } else if let Some(statement) = self.prepared.remove(name) {
-                // The server keeps it for others.
-                let mut answer = Vec::new();
-                reply::message(&mut answer, BackendTag::CloseComplete, |_| {});
-                server.answer(answer, Some(Note::Closed { name: name.into(), statement }), to_client);
-                return;
+                owed = owed.with(self.unnamed_dropped(server));
+            } else {
+                match self.prepared.look_up(name, self.batch) {
+                    Lookup::Known(..) => {
+                        // The server keeps it for others.
+                        let name = self.prepared.begin(name, None, self.batch);
+                        let mut answer = Vec::new();
+                        reply::message(&mut answer, BackendTag::CloseComplete, |_| {});
+                        self.answer_ourselves(server, answer, Note::Closed { name }, to_client);
+                        return Fare::Done;
+                    }
+                    Lookup::Undecided if server.will_settle() => return wait_for_quiet(to_server),
+                    Lookup::Undecided | Lookup::Unknown => {}
+                }
             }
         }
-        server.pipeline.push(Owed::forward(Kind::Close));
+        server.pipeline.push(owed);
         to_server.pass(cut.range());
+        Fare::Done
+    }
+
+    /// An answer of our own: now if nothing is owed before it, else when its turn comes.
+    fn answer_ourselves(&mut self, server: &mut ServerSide, bytes: Vec<u8>, note: Note, to_client: &mut Vec<u8>) {
+        server.pipeline.batch_open = true;
+        if server.pipeline.owed.is_empty() {
+            to_client.extend(bytes);
+            match note {
+                Note::Parsed { name: Some(name), .. } | Note::Closed { name } => self.prepared.confirm(&name),
+                Note::Parsed { name: None, .. }
+                | Note::Duplicate { .. }
+                | Note::Unnamed { .. }
+                | Note::UnnamedMade
+                | Note::Dropped { .. }
+                | Note::Reply(_) => {}
+            }
+            return;
+        }
+        server.pipeline.push(Owed::forward(Kind::Own).with(note));
+        server.pipeline.push(Owed::forward(Kind::Own).with(Note::Reply(bytes)));
     }
 
     /// The pooler itself refuses what the client asked for, while no server is attached and its frame comes next.
@@ -503,37 +590,37 @@ impl Session {
 }
 
 impl ServerSide {
-    /// Puts a Parse in front if the server does not have the statement.
-    fn ensure_prepared(&mut self, statement: &Arc<Statement>, to_server: &mut Outbound<'_>) {
-        if self.prepared.touch(statement.id) {
-            return;
+    /// Whether waiting lets everything that is owed be answered. In a COPY the server waits for the client instead.
+    fn will_settle(&self) -> bool {
+        self.is_busy() && !self.in_copy_in()
+    }
+
+    /// Puts a Parse in front if the server does not have the statement. False if that cannot be known yet.
+    fn ensure_prepared(&mut self, statement: &Arc<Statement>, batch: u32, to_server: &mut Outbound<'_>) -> bool {
+        match self.prepared.touch(statement.id, batch) {
+            Presence::Held => return true,
+            Presence::Undecided if self.will_settle() => return false,
+            Presence::Undecided | Presence::Missing => {}
         }
-        self.make_room(to_server);
+        self.make_room(batch, to_server);
         reply::parse(to_server.edit(), statement.name.as_bytes(), &statement.query, &statement.types);
-        self.prepared.sent(Arc::clone(statement));
-        let note = Note::Parsed { name: None, statement: Arc::clone(statement), sent: true };
+        let sent = Some(self.prepared.parse(statement, batch));
+        let note = Note::Parsed { name: None, statement: Arc::clone(statement), sent };
         self.pipeline.push(Owed::swallow(Kind::Parse).with(note));
+        true
     }
 
     /// Closes the statements that were not used for longest, so that one more has room.
-    fn make_room(&mut self, to_server: &mut Outbound<'_>) {
-        while let Some(evicted) = self.prepared.evict(self.prepared_limit.saturating_sub(1)) {
-            reply::close_statement(to_server.edit(), evicted.name.as_bytes());
-            self.pipeline.push(Owed::swallow(Kind::Close));
+    fn make_room(&mut self, batch: u32, to_server: &mut Outbound<'_>) {
+        while let Some(surplus) = self.prepared.surplus(self.prepared_limit.saturating_sub(1)) {
+            self.drop_statement(&surplus, batch, to_server);
         }
     }
 
-    /// An answer of our own: now if nothing is owed before it, else when its turn comes.
-    fn answer(&mut self, bytes: Vec<u8>, note: Option<Note>, to_client: &mut Vec<u8>) {
-        self.pipeline.batch_open = true;
-        if self.pipeline.owed.is_empty() {
-            to_client.extend(bytes);
-            return;
-        }
-        if let Some(note) = note {
-            self.pipeline.push(Owed { kind: Kind::Own, fate: Fate::Forward, note: Some(Box::new(note)) });
-        }
-        self.pipeline.push(Owed::forward(Kind::Own).with(Note::Reply(bytes)));
+    fn drop_statement(&mut self, statement: &Arc<Statement>, batch: u32, to_server: &mut Outbound<'_>) {
+        reply::close_statement(to_server.edit(), statement.name.as_bytes());
+        let note = Note::Dropped { statement: Arc::clone(statement), sent: self.prepared.close(statement, batch) };
+        self.pipeline.push(Owed::swallow(Kind::Close).with(note));
     }
 
     /// Markers that nothing will answer go when nothing is in front of them.
@@ -544,6 +631,12 @@ impl ServerSide {
             self.pipeline.owed.pop_front();
         }
     }
+}
+
+/// What comes next can be judged only when everything before it is answered; the Flush makes the server do that.
+fn wait_for_quiet(to_server: &mut Outbound<'_>) -> Fare {
+    reply::request(to_server.edit(), FrontendTag::Flush, |_| {});
+    Fare::Wait(Next::Quiet)
 }
 
 /// Whether a frame is of use only when all of it is there, and short enough to wait for that.

@@ -57,6 +57,12 @@ pub struct Session {
     prepared: ClientPrepared,
     unnamed: Option<Box<Unnamed>>,
     unnamed_count: u32,
+    /// Messages on their way that make or drop the unnamed statement, and the batch of the last of them.
+    unnamed_pending: (u32, u32),
+    /// The number of the batch that the client's next message is part of.
+    batch: u32,
+    /// The last batch with an Execute that has a row limit.
+    limited_batch: Option<u32>,
     /// A frame whose beginning was handled and whose rest passes or is dropped.
     body: Option<Body>,
     /// We refused a message of a batch ourselves: everything up to its Sync is dropped.
@@ -119,6 +125,8 @@ pub struct ServerSide {
     prepared: ServerPrepared,
     /// Which client's unnamed statement it holds.
     unnamed: Option<u64>,
+    /// The batch of a message of ours that is on its way to make it so.
+    unnamed_pending: Option<u32>,
     /// What the current client may have left behind.
     dirty: Effects,
     body: Option<Body>,
@@ -188,6 +196,9 @@ pub enum Violation {
     /// The server refused the client's settings: its own error.
     #[error("the server refused to apply the session's settings: {}", .0.message)]
     Replay(Report),
+    /// The server ends the connection because of what the client did; the client was told by the server itself.
+    #[error("the server ended the session: {}", .0.message)]
+    Final(Report),
     /// The server ends the connection, with these words.
     #[error("the server ended the connection: {}", .0.message)]
     Ended(Report),
@@ -205,6 +216,9 @@ impl Session {
             prepared: ClientPrepared::default(),
             unnamed: None,
             unnamed_count: 0,
+            unnamed_pending: (0, 0),
+            batch: 0,
+            limited_batch: None,
             body: None,
             skipping: false,
             orphan: None,
@@ -267,6 +281,7 @@ impl ServerSide {
             params,
             prepared: ServerPrepared::default(),
             unnamed: None,
+            unnamed_pending: None,
             dirty: Effects::NONE,
             body: None,
             prepared_limit,
@@ -321,6 +336,16 @@ impl ServerSide {
     /// What is set beyond the defaults.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// The names of the prepared statements that it should have, ours included.
+    pub fn prepared_names(&self) -> std::collections::BTreeSet<String> {
+        self.prepared.names()
+    }
+
+    /// Something of ours has dropped the unnamed statement, outside [`Session::on_client`].
+    pub fn unnamed_was_dropped(&mut self) {
+        self.unnamed = None;
     }
 
     /// How many prepared statements it holds.

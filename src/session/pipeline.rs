@@ -3,7 +3,8 @@
 //! Every message that goes to a server and will be answered leaves an entry; the answers take the entries off again, in
 //! the order in which PostgreSQL promises them. Nothing else decides that a server may go to another client (faults.md I1).
 
-use super::prepared::Statement;
+use super::Unnamed;
+use super::prepared::{Operation, Statement};
 use crate::wire::{BackendTag, TxStatus};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -47,14 +48,18 @@ pub(super) enum Fate {
 /// What has to be done or undone when an entry goes.
 #[derive(Debug)]
 pub(super) enum Note {
-    /// Parse of a named statement. `name` is the client's; none for a replay.
-    Parsed { name: Option<Box<[u8]>>, statement: Arc<Statement>, sent: bool },
+    /// Parse of a named statement. `name` is the client's; none for a replay. `sent`: the server is asked, by this.
+    Parsed { name: Option<Arc<[u8]>>, statement: Arc<Statement>, sent: Option<Operation> },
     /// Parse of a name the client has already: fails, with a message that has to name the client's name.
-    Duplicate { name: Box<[u8]>, statement: Arc<Statement> },
-    /// Parse of the unnamed statement.
-    Unnamed,
+    Duplicate { statement: Arc<Statement> },
+    /// Parse of the unnamed statement, and what there was before: the client's, and whose the server's was.
+    Unnamed { client: Option<Box<Unnamed>>, server: Option<u64> },
+    /// A message of ours that makes the server's unnamed statement the client's, or none if the client has none.
+    UnnamedMade,
+    /// A Close of ours: the server holds this statement no more.
+    Dropped { statement: Arc<Statement>, sent: Operation },
     /// The client closed this name.
-    Closed { name: Box<[u8]>, statement: Arc<Statement> },
+    Closed { name: Arc<[u8]> },
     /// Bytes that are the client's when this entry's turn comes.
     Reply(Vec<u8>),
 }
@@ -65,19 +70,26 @@ pub(super) struct Owed {
     pub(super) kind: Kind,
     pub(super) fate: Fate,
     pub(super) note: Option<Box<Note>>,
+    /// The client's name for the statement that the message names by ours.
+    pub(super) name: Option<Arc<[u8]>>,
 }
 
 impl Owed {
     pub(super) fn forward(kind: Kind) -> Self {
-        Self { kind, fate: Fate::Forward, note: None }
+        Self { kind, fate: Fate::Forward, note: None, name: None }
     }
 
     pub(super) fn swallow(kind: Kind) -> Self {
-        Self { kind, fate: Fate::Swallow, note: None }
+        Self { kind, fate: Fate::Swallow, note: None, name: None }
     }
 
     pub(super) fn with(mut self, note: Note) -> Self {
         self.note = Some(Box::new(note));
+        self
+    }
+
+    pub(super) fn naming(mut self, name: &Arc<[u8]>) -> Self {
+        self.name = Some(Arc::clone(name));
         self
     }
 }
@@ -88,8 +100,10 @@ pub(super) enum Copy {
     None,
     /// The server reads data from the client.
     In {
-        /// Syncs that were sent since it began: read and ignored by the server, unless it had failed by then.
+        /// Syncs that were sent before the end of the data: ignored by the server, unless it had failed by then.
         stray_syncs: u32,
+        /// The end of the data was sent.
+        ended: bool,
     },
     /// The server sends data.
     Out,
@@ -133,6 +147,12 @@ impl Pipeline {
             && !self.skipping
             && !self.ambiguous
             && self.copy == Copy::None
+    }
+
+    /// Whether a message that is sent now will be accepted in any case, unless one of its own batch fails before it.
+    pub(super) fn surely_accepts(&self) -> bool {
+        let ends = |owed: &Owed| matches!(owed.kind, Kind::Sync | Kind::Query { .. } | Kind::Function);
+        self.tx != TxStatus::Failed && !self.owed.iter().any(ends)
     }
 
     #[inline]
@@ -209,13 +229,15 @@ impl Pipeline {
         if !ended && matches!(self.owed.front(), Some(Owed { kind: Kind::Execute { .. }, .. })) {
             self.batch_open = true;
         }
-        self.copy = Copy::In { stray_syncs: 0 };
+        self.copy = Copy::In { stray_syncs: 0, ended };
     }
 
-    /// COPY IN is over, well or badly: its end marker, if it was sent, is behind us too.
+    /// A COPY, if there is one, is over, well or badly; the end marker of its data, if it was sent, is behind us too.
     pub(super) fn copy_ends(&mut self) {
-        self.copy = Copy::None;
-        if let Some(at) = self.owed.iter().position(|o| o.kind == Kind::CopyEnd) {
+        let copy = std::mem::replace(&mut self.copy, Copy::None);
+        if matches!(copy, Copy::In { .. })
+            && let Some(at) = self.owed.iter().position(|o| o.kind == Kind::CopyEnd)
+        {
             self.owed.remove(at);
         }
     }
@@ -246,8 +268,8 @@ mod tests {
         }
         pipeline.copy_in_begins();
         assert_eq!(kinds(&pipeline), [execute, Kind::CopyEnd, Kind::Sync]);
-        pipeline.owed.pop_front();
         pipeline.copy_ends();
+        pipeline.owed.pop_front();
         assert_eq!(kinds(&pipeline), [Kind::Sync]);
     }
 

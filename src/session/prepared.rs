@@ -6,7 +6,7 @@
 
 use super::settings::{Setting, Settings};
 use crate::sql::Analysis;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -115,33 +115,107 @@ impl StatementInterner {
 
 /// The names one client has given to its statements. Most clients have none, and pay one pointer.
 #[derive(Debug, Default)]
-pub struct ClientPrepared(Option<Box<HashMap<Box<[u8]>, Arc<Statement>>>>);
+pub struct ClientPrepared(Option<Box<HashMap<Arc<[u8]>, Named>>>);
+
+/// What stands behind a name.
+#[derive(Debug, Default)]
+struct Named {
+    /// The statement; none once it was closed.
+    statement: Option<Arc<Statement>>,
+    /// Parse and Close messages of this name that are on their way, in their order.
+    pending: VecDeque<Pending>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    /// The batch it is part of.
+    batch: u32,
+    /// What the name stood for before it.
+    before: Option<Arc<Statement>>,
+}
+
+/// What a name stands for right now.
+#[derive(Debug)]
+pub enum Lookup<'a> {
+    /// For nothing.
+    Unknown,
+    /// For this statement; and the name itself, to keep.
+    Known(&'a Arc<[u8]>, &'a Arc<Statement>),
+    /// That depends on the answer to a message in an earlier batch, which may yet fail.
+    Undecided,
+}
 
 impl ClientPrepared {
-    /// The statement of this name.
+    /// What a message of this batch means by a name.
     #[inline]
-    pub fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
-        self.0.as_ref()?.get(name)
+    pub fn look_up(&self, name: &[u8], batch: u32) -> Lookup<'_> {
+        let Some((name, named)) = self.0.as_ref().and_then(|map| map.get_key_value(name)) else {
+            return Lookup::Unknown;
+        };
+        match named {
+            // Within a batch an error skips what is behind it: whatever is asked there may be taken for granted.
+            named if named.pending.iter().any(|pending| pending.batch != batch) => Lookup::Undecided,
+            Named { statement: None, .. } => Lookup::Unknown,
+            Named { statement: Some(statement), .. } => Lookup::Known(name, statement),
+        }
     }
 
-    /// Gives a statement a name.
-    pub fn insert(&mut self, name: &[u8], statement: Arc<Statement>) {
-        self.0.get_or_insert_default().insert(name.into(), statement);
+    /// A Parse or Close of a name is on its way, in this batch; behind it the name stands for `statement`. Gives the name
+    /// itself, to keep.
+    pub fn begin(&mut self, name: &[u8], statement: Option<Arc<Statement>>, batch: u32) -> Arc<[u8]> {
+        let map = self.0.get_or_insert_default();
+        let key: Arc<[u8]> = map.get_key_value(name).map_or_else(|| name.into(), |(key, _)| Arc::clone(key));
+        let named = map.entry(Arc::clone(&key)).or_default();
+        let before = std::mem::replace(&mut named.statement, statement);
+        named.pending.push_back(Pending { batch, before });
+        key
     }
 
-    /// Takes a name away.
-    pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
-        let map = self.0.as_mut()?;
-        let removed = map.remove(name);
-        if map.is_empty() {
+    /// The first message on its way for a name succeeded.
+    pub fn confirm(&mut self, name: &[u8]) {
+        self.settle(name, |named| drop(named.pending.pop_front()));
+    }
+
+    /// The last message on its way for a name failed, or was skipped.
+    pub fn undo(&mut self, name: &[u8]) {
+        self.settle(name, |named| {
+            if let Some(pending) = named.pending.pop_back() {
+                named.statement = pending.before;
+            }
+        });
+    }
+
+    fn settle(&mut self, name: &[u8], settle: impl FnOnce(&mut Named)) {
+        let Some(map) = self.0.as_mut() else { return };
+        if let Some(named) = map.get_mut(name) {
+            settle(named);
+            if named.statement.is_none() && named.pending.is_empty() {
+                map.remove(name);
+            }
+        }
+        self.shrink();
+    }
+
+    /// Takes a name away that nothing is on its way for.
+    pub fn remove(&mut self, name: &[u8]) {
+        if let Some(map) = self.0.as_mut() {
+            map.remove(name);
+        }
+        self.shrink();
+    }
+
+    /// Takes all names away that nothing is on its way for.
+    pub fn clear(&mut self) {
+        if let Some(map) = self.0.as_mut() {
+            map.retain(|_, named| !named.pending.is_empty());
+        }
+        self.shrink();
+    }
+
+    fn shrink(&mut self) {
+        if self.0.as_ref().is_some_and(|map| map.is_empty()) {
             self.0 = None;
         }
-        removed
-    }
-
-    /// Takes all names away.
-    pub fn clear(&mut self) {
-        self.0 = None;
     }
 
     /// How many names there are.
@@ -153,11 +227,6 @@ impl ClientPrepared {
     pub fn is_empty(&self) -> bool {
         self.0.is_none()
     }
-
-    /// The client's name for the statement that is called `server_name` on servers.
-    pub fn name_of(&self, server_name: &[u8]) -> Option<&[u8]> {
-        self.0.as_ref()?.iter().find(|(_, s)| s.name.as_bytes() == server_name).map(|(name, _)| &**name)
-    }
 }
 
 /// The statements that one server has, with the order of their last use.
@@ -165,63 +234,116 @@ impl ClientPrepared {
 pub struct ServerPrepared {
     statements: HashMap<u64, Held>,
     tick: u64,
-    /// Which of our own statements that set settings it has: bit n for the one that sets n.
-    pub(super) set_statements: u32,
     /// What was used at or after this tick may still be named by a message on its way to the server.
     in_flight_since: u64,
+    /// Which of our own statements that set settings it has: bit n for the one that sets n.
+    pub(super) set_statements: u32,
 }
 
+/// What is known of one statement on one server.
 #[derive(Debug)]
 struct Held {
     statement: Arc<Statement>,
     used: u64,
-    /// ParseComplete was seen (faults.md I5).
-    confirmed: bool,
+    /// The server had it when it last said so (faults.md I5).
+    present: bool,
+    /// Parse and Close messages on their way, in their order.
+    pending: Vec<OnItsWay>,
+}
+
+#[derive(Debug)]
+struct OnItsWay {
+    operation: Operation,
+    /// The batch it is part of.
+    batch: u32,
+    /// Whether it adds the statement, or takes it away.
+    adds: bool,
+}
+
+/// Whether a server has a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// It does, or will before the next message of this batch is looked at.
+    Held,
+    /// It does not, or will not.
+    Missing,
+    /// That depends on the answer to a message in an earlier batch, which may yet be skipped.
+    Undecided,
+}
+
+/// A Parse or Close on its way to a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Operation(u64);
+
+impl Held {
+    /// Whether a message sent now will find the statement, if nothing on its way fails.
+    fn is_expected(&self) -> bool {
+        self.pending.last().map_or(self.present, |last| last.adds)
+    }
 }
 
 impl ServerPrepared {
-    /// Marks a statement as used now; false if this server does not have it.
+    /// Marks a statement as used now by a message of this batch, if this server has it.
     #[inline]
-    pub fn touch(&mut self, id: u64) -> bool {
+    pub fn touch(&mut self, id: u64, batch: u32) -> Presence {
         self.tick += 1;
         match self.statements.get_mut(&id) {
+            None => Presence::Missing,
             Some(held) => {
                 held.used = self.tick;
-                true
+                match held.is_expected() {
+                    _ if held.pending.iter().any(|pending| pending.batch != batch) => Presence::Undecided,
+                    true => Presence::Held,
+                    false => Presence::Missing,
+                }
             }
-            None => false,
         }
     }
 
-    /// Notes that a Parse is on its way; it counts as held for the messages behind it.
-    pub fn sent(&mut self, statement: Arc<Statement>) {
+    fn begin(&mut self, statement: &Arc<Statement>, batch: u32, adds: bool) -> Operation {
         self.tick += 1;
-        let held = Held { used: self.tick, confirmed: false, statement: Arc::clone(&statement) };
-        self.statements.insert(statement.id, held);
+        let used = self.tick;
+        let held = self.statements.entry(statement.id).or_insert_with(|| Held {
+            statement: Arc::clone(statement),
+            used,
+            present: false,
+            pending: Vec::new(),
+        });
+        held.used = used;
+        held.pending.push(OnItsWay { operation: Operation(used), batch, adds });
+        Operation(used)
     }
 
-    /// ParseComplete came.
-    pub fn confirm(&mut self, id: u64) {
-        if let Some(held) = self.statements.get_mut(&id) {
-            held.confirmed = true;
+    /// A Parse is on its way; what is sent behind it may count on the statement.
+    pub fn parse(&mut self, statement: &Arc<Statement>, batch: u32) -> Operation {
+        self.begin(statement, batch, true)
+    }
+
+    /// A Close is on its way.
+    pub fn close(&mut self, statement: &Arc<Statement>, batch: u32) -> Operation {
+        self.begin(statement, batch, false)
+    }
+
+    /// What was on its way has succeeded, or has failed or was skipped.
+    pub fn settle(&mut self, id: u64, operation: Operation, succeeded: bool) {
+        let Some(held) = self.statements.get_mut(&id) else { return };
+        if let Some(at) = held.pending.iter().position(|pending| pending.operation == operation) {
+            let settled = held.pending.remove(at);
+            if succeeded {
+                held.present = settled.adds;
+            }
         }
-    }
-
-    /// The Parse failed or was skipped: the server does not have it.
-    pub fn void(&mut self, id: u64) {
-        if self.statements.get(&id).is_some_and(|held| !held.confirmed) {
+        if !held.present && held.pending.is_empty() {
             self.statements.remove(&id);
         }
     }
 
-    /// The statement is gone from the server, or will be before the next message arrives there.
-    pub fn remove(&mut self, id: u64) {
-        self.statements.remove(&id);
-    }
-
     /// The server dropped all it had (DEALLOCATE ALL, DISCARD ALL). What is still on its way to it stays.
-    pub fn clear_confirmed(&mut self) {
-        self.statements.retain(|_, held| !held.confirmed);
+    pub fn clear(&mut self) {
+        self.statements.retain(|_, held| {
+            held.present = false;
+            !held.pending.is_empty()
+        });
         self.set_statements = 0;
     }
 
@@ -231,18 +353,24 @@ impl ServerPrepared {
         self.in_flight_since = self.tick + 1;
     }
 
-    /// Takes out the least recently used statement while there are more than `limit`, unless a message on its way may
-    /// name it. O(n), and only when a server is full.
-    pub fn evict(&mut self, limit: usize) -> Option<Arc<Statement>> {
+    /// The least recently used statement, if there are more than `limit`, unless a message on its way may name it. The
+    /// caller closes it. O(n), and only when a server is full.
+    pub fn surplus(&self, limit: usize) -> Option<Arc<Statement>> {
         if self.statements.len() <= limit {
             return None;
         }
-        let (id, held) = self.statements.iter().min_by_key(|(_, held)| held.used)?;
-        if held.used >= self.in_flight_since || !held.confirmed {
-            return None;
-        }
-        let id = *id;
-        self.statements.remove(&id).map(|held| held.statement)
+        let idle = |held: &&Held| held.present && held.pending.is_empty() && held.used < self.in_flight_since;
+        let oldest = self.statements.values().filter(idle).min_by_key(|held| held.used)?;
+        // Only as many as are too many: those that are being closed already do not count.
+        let staying = self.statements.values().filter(|held| held.is_expected()).count();
+        (staying > limit).then(|| Arc::clone(&oldest.statement))
+    }
+
+    /// The names of the statements that the server has, our own included.
+    pub(super) fn names(&self) -> std::collections::BTreeSet<String> {
+        let own = (0..u32::BITS).filter(|n| self.set_statements & (1 << n) != 0).map(|n| format!("{PREFIX}set{n}"));
+        let present = self.statements.values().filter(|held| held.present);
+        present.map(|held| held.statement.name.to_string()).chain(own).collect()
     }
 
     /// How many statements the server has.
@@ -283,38 +411,83 @@ mod tests {
         assert!(Arc::ptr_eq(&a, &intern(&statements, "select 1", b"\0\0", &app)));
     }
 
+    fn hold(server: &mut ServerPrepared, statement: &Arc<Statement>) {
+        let operation = server.parse(statement, 0);
+        server.settle(statement.id, operation, true);
+    }
+
     #[test]
     fn i05_eviction_never_takes_a_statement_that_a_message_on_its_way_names() {
         let (settings, statements) = (SettingsInterner::default(), StatementInterner::default());
         let none = settings.intern::<&str, &str>([]);
         let [a, b, c] = ["a", "b", "c"].map(|q| intern(&statements, q, b"\0\0", &none));
         let mut server = ServerPrepared::default();
-        for s in [&a, &b] {
-            server.sent(Arc::clone(s));
-            server.confirm(s.id);
-        }
+        hold(&mut server, &a);
+        hold(&mut server, &b);
         server.quiet();
-        assert!(server.touch(a.id));
-        server.sent(Arc::clone(&c));
-        assert_eq!(server.evict(2).map(|s| s.id), Some(b.id), "the least recently used");
-        assert!(server.evict(1).is_none(), "a was touched by a message on its way, c is not confirmed");
-        server.confirm(c.id);
+        assert_eq!(server.touch(a.id, 1), Presence::Held);
+        let parse = server.parse(&c, 1);
+        assert_eq!(server.surplus(2).map(|s| s.id), Some(b.id), "the least recently used");
+        let close = server.close(&b, 1);
+        assert!(server.surplus(1).is_none(), "a was touched by a message on its way, c is on its way itself");
+        server.settle(c.id, parse, true);
+        server.settle(b.id, close, true);
         server.quiet();
-        assert_eq!(server.evict(1).map(|s| s.id), Some(a.id));
+        assert_eq!(server.surplus(1).map(|s| s.id), Some(a.id));
     }
 
     #[test]
-    fn a_failed_parse_leaves_nothing_and_a_confirmed_one_survives_a_late_failure() {
+    fn i05_what_a_server_has_is_what_it_said_and_what_is_on_its_way() {
         let (settings, statements) = (SettingsInterner::default(), StatementInterner::default());
         let statement = intern(&statements, "a", b"\0\0", &settings.intern::<&str, &str>([]));
         let mut server = ServerPrepared::default();
-        server.sent(Arc::clone(&statement));
-        server.void(statement.id);
-        assert!(!server.touch(statement.id));
-        server.sent(Arc::clone(&statement));
-        server.confirm(statement.id);
-        server.void(statement.id);
-        assert!(server.touch(statement.id));
+        // A failed Parse leaves nothing.
+        let failed = server.parse(&statement, 1);
+        assert_eq!(server.touch(statement.id, 1), Presence::Held);
+        assert_eq!(server.touch(statement.id, 2), Presence::Undecided);
+        server.settle(statement.id, failed, false);
+        assert_eq!(server.touch(statement.id, 1), Presence::Missing);
+        assert!(server.is_empty());
+        // The first of two fails, when the second is on its way already and will succeed.
+        let first = server.parse(&statement, 1);
+        let close = server.close(&statement, 2);
+        let second = server.parse(&statement, 2);
+        server.settle(statement.id, first, false);
+        server.settle(statement.id, close, true);
+        server.settle(statement.id, second, true);
+        assert_eq!(server.touch(statement.id, 3), Presence::Held);
+        // A skipped Close leaves it where it was.
+        let skipped = server.close(&statement, 3);
+        assert_eq!(server.touch(statement.id, 3), Presence::Missing);
+        assert_eq!(server.touch(statement.id, 4), Presence::Undecided);
+        server.settle(statement.id, skipped, false);
+        assert_eq!(server.touch(statement.id, 4), Presence::Held);
+    }
+
+    #[test]
+    fn a_name_that_an_earlier_batch_may_yet_fail_to_make_or_close_is_undecided() {
+        let (settings, statements) = (SettingsInterner::default(), StatementInterner::default());
+        let none = settings.intern::<&str, &str>([]);
+        let [a, b] = ["a", "b"].map(|query| intern(&statements, query, b"\0\0", &none));
+        let mut names = ClientPrepared::default();
+        names.begin(b"s", Some(Arc::clone(&a)), 1);
+        assert!(matches!(names.look_up(b"s", 1), Lookup::Known(_, s) if s.id == a.id));
+        assert!(matches!(names.look_up(b"s", 2), Lookup::Undecided));
+        names.confirm(b"s");
+        assert!(matches!(names.look_up(b"s", 2), Lookup::Known(..)));
+        // Closed and made again in one batch that then fails: it is what it was.
+        names.begin(b"s", None, 3);
+        assert!(matches!(names.look_up(b"s", 3), Lookup::Unknown));
+        names.begin(b"s", Some(b), 3);
+        names.undo(b"s");
+        names.undo(b"s");
+        assert!(matches!(names.look_up(b"s", 4), Lookup::Known(_, s) if s.id == a.id));
+        // Made again, and only the second of the two messages fails.
+        names.begin(b"s", None, 5);
+        names.begin(b"s", Some(Arc::clone(&a)), 5);
+        names.confirm(b"s");
+        names.undo(b"s");
+        assert!(names.is_empty());
     }
 
     #[test]

@@ -6,6 +6,9 @@ use super::{Body, Next, Outbound, ServerSide, Session, Taken, Violation, WHOLE_F
 use crate::wire::frame::{self, Frame, FrameError, HEADER};
 use crate::wire::{BackendTag, SqlState, backend, reply};
 
+/// An unnamed statement of nobody: one that must be replaced before it is used.
+const NOBODY: u64 = u64::MAX;
+
 /// The frame at hand.
 #[derive(Clone, Copy)]
 struct Cut {
@@ -123,7 +126,7 @@ impl Session {
             BackendTag::Ready => {
                 let status = backend::ready(body).map_err(Violation::Server)?;
                 server.pipeline.tx = status;
-                server.pipeline.copy_ends();
+                server.pipeline.copy = Copy::None;
                 if pass {
                     self.tx = status;
                     self.completed += 1;
@@ -163,11 +166,24 @@ impl Session {
     /// What an entry's success means.
     fn confirm(&mut self, note: Note, server: &mut ServerSide, to_client: &mut Outbound<'_>) {
         match note {
-            Note::Parsed { statement, sent: true, .. } => server.prepared.confirm(statement.id),
-            Note::Parsed { sent: false, .. } | Note::Unnamed | Note::Closed { .. } => {}
+            Note::Parsed { name, statement, sent } => {
+                if let Some(sent) = sent {
+                    server.prepared.settle(statement.id, sent, true);
+                }
+                if let Some(name) = name {
+                    self.prepared.confirm(&name);
+                }
+            }
+            Note::Unnamed { .. } => self.unnamed_pending.0 = self.unnamed_pending.0.saturating_sub(1),
+            Note::UnnamedMade => server.unnamed_pending = None,
+            Note::Dropped { statement, sent } => server.prepared.settle(statement.id, sent, true),
+            Note::Closed { name } => self.prepared.confirm(&name),
             // The server took a second statement of one name: it did not hold the first one after all. What stands under
             // our name there now is not what we believe; forget it, so that the next use parses it afresh.
-            Note::Duplicate { statement, .. } => server.prepared.remove(statement.id),
+            Note::Duplicate { statement } => {
+                let gone = server.prepared.close(&statement, self.batch);
+                server.prepared.settle(statement.id, gone, true);
+            }
             Note::Reply(bytes) => to_client.edit().extend(bytes),
         }
     }
@@ -176,18 +192,38 @@ impl Session {
     fn undo(&mut self, note: Note, server: &mut ServerSide) {
         match note {
             Note::Parsed { name, statement, sent } => {
-                if sent {
-                    server.prepared.void(statement.id);
+                if let Some(sent) = sent {
+                    server.prepared.settle(statement.id, sent, false);
                 }
                 if let Some(name) = name {
-                    self.prepared.remove(&name);
+                    self.prepared.undo(&name);
                 }
             }
-            Note::Unnamed => {
-                self.unnamed = None;
-                server.unnamed = None;
+            Note::Unnamed { client, server: held } => {
+                self.unnamed_pending.0 = self.unnamed_pending.0.saturating_sub(1);
+                // What came behind it in a later batch has replaced what it made, and goes back to what it found.
+                for owed in &mut server.pipeline.owed {
+                    if let Some(Note::Unnamed { client: slot, server: holder }) = owed.note.as_deref_mut() {
+                        (*slot, *holder) = (client, held);
+                        return;
+                    }
+                    if matches!(owed.kind, Kind::Query { .. }) {
+                        return;
+                    }
+                }
+                (self.unnamed, server.unnamed) = (client, held);
             }
-            Note::Closed { name, statement } => self.prepared.insert(&name, statement),
+            // The server still has whatever it had before, and we do not know whose that was.
+            Note::UnnamedMade => {
+                server.unnamed_pending = None;
+                let later = server.pipeline.owed.iter_mut().find_map(|owed| match owed.note.as_deref_mut() {
+                    Some(Note::Unnamed { server, .. }) => Some(server),
+                    _ => None,
+                });
+                *later.unwrap_or(&mut server.unnamed) = Some(NOBODY);
+            }
+            Note::Dropped { statement, sent } => server.prepared.settle(statement.id, sent, false),
+            Note::Closed { name } => self.prepared.undo(&name),
             Note::Duplicate { .. } | Note::Reply(_) => {}
         }
     }
@@ -195,20 +231,24 @@ impl Session {
     /// The same for an entry that its server's end leaves unanswered.
     pub(super) fn undo_lost(&mut self, note: Note) {
         match note {
-            Note::Parsed { name: Some(name), .. } => drop(self.prepared.remove(&name)),
-            Note::Closed { name, statement } => self.prepared.insert(&name, statement),
-            Note::Unnamed => self.unnamed = None,
-            Note::Parsed { name: None, .. } | Note::Duplicate { .. } | Note::Reply(_) => {}
+            Note::Parsed { name: Some(name), .. } | Note::Closed { name } => self.prepared.undo(&name),
+            Note::Unnamed { client, .. } => {
+                self.unnamed_pending.0 = self.unnamed_pending.0.saturating_sub(1);
+                self.unnamed = client;
+            }
+            Note::Parsed { name: None, .. }
+            | Note::UnnamedMade
+            | Note::Dropped { .. }
+            | Note::Duplicate { .. }
+            | Note::Reply(_) => {}
         }
     }
 
     fn command_complete(&mut self, tag: &[u8], server: &mut ServerSide) {
-        if matches!(server.pipeline.copy, Copy::In { .. } | Copy::Out) {
-            server.pipeline.copy_ends();
-        }
+        server.pipeline.copy_ends();
         match tag {
             b"DISCARD ALL" | b"DEALLOCATE ALL" => {
-                server.prepared.clear_confirmed();
+                server.prepared.clear();
                 self.prepared.clear();
             }
             _ => {}
@@ -241,17 +281,31 @@ impl Session {
     ) -> Result<(), Violation> {
         let fields = backend::error(body);
         if fields.is_fatal() {
-            return Err(Violation::Ended(fields.report()));
+            let report = fields.report();
+            // What the client itself has brought about ends its session, as it would without us.
+            let own_doing = [
+                SqlState::PROTOCOL_VIOLATION,
+                SqlState::IDLE_IN_TRANSACTION_TIMEOUT,
+                SqlState::TRANSACTION_TIMEOUT,
+                SqlState::IDLE_SESSION_TIMEOUT,
+            ];
+            if own_doing.contains(&report.code) {
+                forward(cut, true, server, to_client);
+                return Err(Violation::Final(report));
+            }
+            return Err(Violation::Ended(report));
         }
         let Some(front) = server.pipeline.owed.front() else { return Err(unexpected("error")) };
-        if front.fate == Fate::Swallow && !matches!(front.note.as_deref(), Some(Note::Parsed { .. } | Note::Unnamed)) {
+        if front.fate == Fate::Swallow
+            && !matches!(front.note.as_deref(), Some(Note::Parsed { .. } | Note::UnnamedMade))
+        {
             return Err(Violation::Replay(fields.report()));
         }
-        match self.renamed_error(body, fields.code, front) {
+        match renamed_error(body, front) {
             Some(renamed) => reply::message(to_client.edit(), BackendTag::Error, |out| out.extend(renamed)),
             None => forward(cut, true, server, to_client),
         }
-        if let Copy::In { stray_syncs } = server.pipeline.copy {
+        if let Copy::In { stray_syncs, .. } = server.pipeline.copy {
             server.pipeline.ambiguous |= stray_syncs > 0;
         }
         server.pipeline.copy_ends();
@@ -266,6 +320,12 @@ impl Session {
     fn skip_to_sync(&mut self, server: &mut ServerSide) {
         let sync = server.pipeline.owed.iter().position(|owed| owed.kind == Kind::Sync);
         let skipped = sync.unwrap_or(server.pipeline.owed.len());
+        // A Parse of the unnamed statement that failed has dropped the one before it; one that was skipped has not.
+        if let Some(Owed { kind: Kind::Parse, note: Some(note), .. }) = server.pipeline.owed.front_mut()
+            && let Note::Unnamed { client, server: held } = &mut **note
+        {
+            (*client, *held) = (None, None);
+        }
         let notes: Vec<Note> = server.pipeline.owed.drain(..skipped).filter_map(|owed| owed.note).map(|n| *n).collect();
         for note in notes.into_iter().rev() {
             self.undo(note, server);
@@ -273,21 +333,6 @@ impl Session {
         if sync.is_none() {
             server.pipeline.skipping = true;
         }
-    }
-
-    /// The body of an error that names one of our names for a statement, with the client's own name instead.
-    fn renamed_error(&self, body: &[u8], code: Option<SqlState>, front: &Owed) -> Option<Vec<u8>> {
-        if !matches!(code, Some(SqlState::INVALID_STATEMENT_NAME | SqlState::DUPLICATE_STATEMENT)) {
-            return None;
-        }
-        let at = body.windows(PREFIX.len()).position(|w| w == PREFIX.as_bytes())?;
-        let digits = body[at + PREFIX.len()..].iter().take_while(|b| b.is_ascii_digit()).count();
-        let end = at + PREFIX.len() + digits;
-        let name = match front.note.as_deref() {
-            Some(Note::Duplicate { name, .. }) => name,
-            _ => self.prepared.name_of(&body[at..end])?,
-        };
-        Some([&body[..at], name, &body[end..]].concat())
     }
 
     /// A connection that belongs to this client for good: nothing is counted any more, only the end is seen.
@@ -372,4 +417,16 @@ fn streams(tag: BackendTag, len: usize) -> bool {
 
 fn unexpected(what: &'static str) -> Violation {
     Violation::Server(FrameError::Unexpected(what))
+}
+
+/// The body of an error that names one of our names for a statement, with the client's own name instead.
+fn renamed_error(body: &[u8], front: &Owed) -> Option<Vec<u8>> {
+    // Only where the protocol itself names a statement: elsewhere such a word would be the client's own data.
+    if !matches!(front.kind, Kind::Parse | Kind::Bind | Kind::DescribeStatement) {
+        return None;
+    }
+    let at = body.windows(PREFIX.len()).position(|w| w == PREFIX.as_bytes())?;
+    let digits = body[at + PREFIX.len()..].iter().take_while(|b| b.is_ascii_digit()).count();
+    let end = at + PREFIX.len() + digits;
+    Some([&body[..at], front.name.as_deref()?, &body[end..]].concat())
 }

@@ -37,6 +37,8 @@ states! {
     FAILED_TRANSACTION = b"25P02";
     /// An open transaction was idle for too long.
     IDLE_IN_TRANSACTION_TIMEOUT = b"25P03";
+    /// A transaction took too long.
+    TRANSACTION_TIMEOUT = b"25P04";
     /// A prepared statement does not exist.
     INVALID_STATEMENT_NAME = b"26000";
     /// The user may not log in.
