@@ -1,0 +1,145 @@
+//! Plays a session and compares what came of it.
+
+use super::generate::{ANSWER_OF_COPY, Ending, Session, Turn};
+use crate::support::client::{Client, Message, message, query};
+
+/// What a session was answered: one list a turn, and how it broke off, if it did.
+#[derive(Debug)]
+pub struct Outcome {
+    answers: Vec<Vec<Message>>,
+    broken: Option<String>,
+}
+
+/// Plays a session against a server.
+pub fn play(session: &Session, port: u16, database: &str) -> Outcome {
+    let mut outcome = Outcome { answers: Vec::new(), broken: None };
+    let params = [("user", "postgres"), ("database", database), ("application_name", "differential")];
+    let mut client = match Client::try_login(port, &params) {
+        Ok(client) => client,
+        Err(error) => {
+            outcome.broken = Some(format!("login: {error:?}"));
+            return outcome;
+        }
+    };
+    let mut status = b'I';
+    for turn in &session.turns {
+        let mut answers = Vec::new();
+        let in_copy = outcome.answers.last().and_then(|last| last.last()).is_some_and(|last| last.tag == b'G');
+        let count = match turn.count {
+            ANSWER_OF_COPY => 1 + usize::from(in_copy),
+            count => count,
+        };
+        let result = take_turn(&mut client, turn, count, session.slice, &mut answers);
+        let answers = without_refusals(answers, &mut status);
+        outcome.answers.push(answers.into_iter().map(normalised).collect());
+        if let Err(error) = result {
+            use std::io::ErrorKind;
+            // How the end of a connection shows itself is a matter of timing.
+            let ended = [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
+            let ended = ended.contains(&error.kind());
+            outcome.broken = Some(if ended { "closed".into() } else { error.to_string() });
+            return outcome;
+        }
+    }
+    end(client, session);
+    outcome
+}
+
+fn take_turn(
+    client: &mut Client,
+    turn: &Turn,
+    mut left: usize,
+    slice: Option<usize>,
+    answers: &mut Vec<Message>,
+) -> std::io::Result<()> {
+    for piece in turn.send.chunks(slice.unwrap_or(usize::MAX)) {
+        client.try_send(piece)?;
+    }
+    while left > 0 {
+        let message = client.read()?;
+        left -= usize::from(turn.until.contains(&message.tag));
+        answers.push(message);
+    }
+    Ok(())
+}
+
+fn end(mut client: Client, session: &Session) {
+    let last = query(format!("select pg_sleep(0.01), 'unanswered {}'", session.seed));
+    // Whatever becomes of it is nobody's business: the connection is closed right behind it.
+    let _ = match session.ending {
+        Ending::Polite => client.try_send(&message(b'X', b"")),
+        Ending::Close => Ok(()),
+        Ending::HalfMessage(len) => client.try_send(&last[..len.min(last.len() - 1)]),
+        Ending::Unanswered => client.try_send(&last),
+    };
+}
+
+/// Within a failed transaction PostgreSQL refuses all but its end; which of several possible refusals comes depends on
+/// the order of its checks. A statement that would have to be prepared again on another server cannot be: it is refused at
+/// that, before whatever else would be wrong with its use. So of a batch that begins and ends in a failed transaction only
+/// its end is compared.
+fn without_refusals(messages: Vec<Message>, status: &mut u8) -> Vec<Message> {
+    let (mut kept, mut batch) = (Vec::new(), Vec::new());
+    for message in messages {
+        let ready = (message.tag == b'Z').then(|| message.body[0]);
+        batch.push(message);
+        if let Some(now) = ready {
+            if *status == b'E' && now == b'E' {
+                batch.retain(|m| m.tag == b'Z');
+            }
+            kept.append(&mut batch);
+            *status = now;
+        }
+    }
+    kept.append(&mut batch);
+    kept
+}
+
+/// Without what may differ: OIDs of tables, which each database numbers for itself.
+fn normalised(mut message: Message) -> Message {
+    if message.tag == b'T' {
+        let body = &mut message.body;
+        let mut at = 2;
+        while at < body.len() {
+            at += body[at..].iter().position(|&b| b == 0).unwrap() + 1;
+            let table = u32::from_be_bytes(body[at..at + 4].try_into().unwrap());
+            if table >= 16_384 {
+                body[at..at + 4].copy_from_slice(&[0xff; 4]);
+            }
+            at += 18;
+        }
+    }
+    message
+}
+
+impl Outcome {
+    /// The first difference, told for people; none if there is none.
+    pub fn difference(session: &Session, direct: &Self, through: &Self) -> Option<String> {
+        for (at, turn) in session.turns.iter().enumerate() {
+            let (a, b) = (direct.answers.get(at), through.answers.get(at));
+            if a.is_some() && a == b {
+                continue;
+            }
+            if a != b {
+                let history: Vec<&str> = session.turns[..at].iter().map(|turn| turn.text.as_str()).collect();
+                let short = |answers: Option<&Vec<Message>>| {
+                    let text = |m: &Message| format!("{m:?}").chars().take(160).collect::<String>();
+                    answers.map(|list| list.iter().map(text).collect::<Vec<_>>().join(" "))
+                };
+                let (a, b) = (short(a), short(b));
+                return Some(format!(
+                    "after\n  {}\nturn {at} (slices of {:?}): {}\n  direct:  {a:?} {:?}\n  through: {b:?} {:?}",
+                    history.join("\n  "),
+                    session.slice,
+                    turn.text,
+                    direct.broken,
+                    through.broken,
+                ));
+            }
+            if a.is_none() {
+                break;
+            }
+        }
+        (direct.broken != through.broken).then(|| format!("direct: {:?}, through: {:?}", direct.broken, through.broken))
+    }
+}

@@ -1,0 +1,8 @@
+//! Tests of behaviour, against real PostgreSQL servers, through the real program.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "that is how a test fails")]
+#![allow(missing_docs, unreachable_pub, reason = "tests are their own documentation")]
+
+mod differential;
+mod smoke;
+mod support;
