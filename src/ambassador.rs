@@ -55,9 +55,6 @@ pub enum StartError {
         /// Why.
         error: io::Error,
     },
-    /// The metrics cannot be set up.
-    #[error("metrics: {0}")]
-    Metrics(#[from] metrics_exporter_prometheus::BuildError),
 }
 
 fn hint(error: &io::Error) -> &'static str {
@@ -100,7 +97,7 @@ impl Ambassador {
     /// Wires all parts and starts to listen. To be called inside the runtime of the control thread.
     pub async fn start(config: Config, sources: Sources, log: LogLevel) -> Result<Self, StartError> {
         raise_descriptor_limit();
-        let telemetry = Arc::new(Telemetry::new()?);
+        let telemetry = Arc::new(Telemetry::new());
         let interners = Arc::new(Interners::default());
         let directory = Directory::new(&config.directory, Arc::clone(&interners), Arc::clone(&telemetry))
             .map_err(|(database, error)| StartError::Tls { what: format!("database {database:?}"), error })?;
@@ -172,7 +169,6 @@ impl Ambassador {
                     let queues = metrics::queues(&self.operator.context.clients);
                     let waits = queues.into_iter().map(|(name, (_, longest))| (name, longest)).collect();
                     self.operator.context.directory.maintain(Instant::now(), &waits);
-                    self.operator.telemetry.upkeep();
                 },
                 _ = sampling.tick() => self.operator.sample(Instant::now()),
                 _ = watching.tick() => {

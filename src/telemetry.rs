@@ -4,8 +4,12 @@
 //! asks. Labels are names from the configuration or of pools, never SQL and never values.
 
 use crate::config::{LogConfig, LogFormat};
-use metrics::{Histogram, Key, Label, Level, Metadata, Recorder, Unit};
+use metrics::{Key, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload::Handle;
@@ -76,14 +80,80 @@ metrics_table! {
     WORKER_LAG = "pg_ambassador_worker_lag_seconds", Gauge, Some(Unit::Seconds), "How long ago the slowest worker's event loop was last seen to turn.";
 }
 
-/// Wait and query times, in seconds.
-const BUCKETS: &[f64] =
-    &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+/// Upper bounds of the buckets of wait and query times, in microseconds, and as Prometheus writes them in seconds.
+const BUCKETS: [(u64, &str); 17] = [
+    (100, "0.0001"),
+    (250, "0.00025"),
+    (500, "0.0005"),
+    (1_000, "0.001"),
+    (2_500, "0.0025"),
+    (5_000, "0.005"),
+    (10_000, "0.01"),
+    (25_000, "0.025"),
+    (50_000, "0.05"),
+    (100_000, "0.1"),
+    (250_000, "0.25"),
+    (500_000, "0.5"),
+    (1_000_000, "1"),
+    (2_500_000, "2.5"),
+    (5_000_000, "5"),
+    (10_000_000, "10"),
+    (30_000_000, "30"),
+];
+
+/// How long something took, in buckets that are fixed from the start.
+///
+/// The exporter's own histograms keep every sample until they are sorted into buckets later, and read the clock for each;
+/// here a sample is two additions, since every query makes two or three.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    /// One for each bound, and one for what is longer.
+    counts: [AtomicU64; BUCKETS.len() + 1],
+    sum_us: AtomicU64,
+}
+
+impl Histogram {
+    /// Counts one more.
+    #[inline]
+    pub fn record(&self, took: Duration) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let bucket = BUCKETS.partition_point(|(bound, _)| *bound < us);
+        self.counts[bucket].fetch_add(1, Ordering::Relaxed);
+        self.sum_us.fetch_add(us, Ordering::Relaxed);
+    }
+
+    /// Its lines, as Prometheus reads them.
+    fn render(&self, name: &str, labels: &str, out: &mut String) {
+        let mut sum = 0;
+        let bounds = BUCKETS.iter().map(|(_, text)| *text).chain(["+Inf"]);
+        for (count, bound) in self.counts.iter().zip(bounds) {
+            sum += count.load(Ordering::Relaxed);
+            let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {sum}");
+        }
+        let us = self.sum_us.load(Ordering::Relaxed);
+        let _ = writeln!(out, "{name}_sum{{{labels}}} {}.{:06}", us / 1_000_000, us % 1_000_000);
+        let _ = writeln!(out, "{name}_count{{{labels}}} {sum}");
+    }
+}
 
 /// The registry of all metrics.
 pub struct Telemetry {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
+    histograms: Mutex<Vec<Registered>>,
+}
+
+/// A histogram, and where its lines belong.
+struct Registered {
+    name: &'static str,
+    labels: String,
+    histogram: Arc<Histogram>,
+}
+
+/// Labels as they stand between the braces. The values are names that somebody chose: quotes in them must not end them.
+fn write_labels(labels: &[(&'static str, &str)]) -> String {
+    let escape = |value: &str| value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escape(value))).collect::<Vec<_>>().join(",")
 }
 
 impl std::fmt::Debug for Telemetry {
@@ -94,21 +164,18 @@ impl std::fmt::Debug for Telemetry {
 
 impl Telemetry {
     /// An empty registry.
-    ///
-    /// # Errors
-    /// Never with the buckets above; the builder has to be asked.
-    pub fn new() -> Result<Self, metrics_exporter_prometheus::BuildError> {
-        let recorder = PrometheusBuilder::new().set_buckets(BUCKETS)?.build_recorder();
+    pub fn new() -> Self {
+        let recorder = PrometheusBuilder::new().build_recorder();
         for metric in ALL {
             let (name, unit, help) = (metric.name.into(), metric.unit, metric.help.into());
             match metric.kind {
                 Kind::Counter => recorder.describe_counter(name, unit, help),
                 Kind::Gauge => recorder.describe_gauge(name, unit, help),
-                Kind::Histogram => recorder.describe_histogram(name, unit, help),
+                Kind::Histogram => {}
             }
         }
         let handle = recorder.handle();
-        Ok(Self { recorder, handle })
+        Self { recorder, handle, histograms: Mutex::default() }
     }
 
     fn key(metric: &Metric, labels: &[(&'static str, &str)]) -> Key {
@@ -126,19 +193,42 @@ impl Telemetry {
         self.recorder.register_gauge(&Self::key(metric, labels), &METADATA).set(value);
     }
 
-    /// A histogram that can be recorded to.
-    pub fn histogram(&self, metric: &Metric, labels: &[(&'static str, &str)]) -> Histogram {
-        self.recorder.register_histogram(&Self::key(metric, labels), &METADATA)
+    /// The histogram of these labels, which can be recorded to.
+    pub fn histogram(&self, metric: &Metric, labels: &[(&'static str, &str)]) -> Arc<Histogram> {
+        let labels = write_labels(labels);
+        let mut histograms = self.histograms();
+        if let Some(known) = histograms.iter().find(|known| known.name == metric.name && known.labels == labels) {
+            return Arc::clone(&known.histogram);
+        }
+        let histogram = Arc::<Histogram>::default();
+        histograms.push(Registered { name: metric.name, labels, histogram: Arc::clone(&histogram) });
+        histogram
+    }
+
+    fn histograms(&self) -> MutexGuard<'_, Vec<Registered>> {
+        self.histograms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Everything, as Prometheus reads it.
     pub fn render(&self) -> String {
-        self.handle.render()
+        let mut out = self.handle.render();
+        let histograms = self.histograms();
+        for metric in ALL.iter().filter(|metric| matches!(metric.kind, Kind::Histogram)) {
+            let mut of_metric = histograms.iter().filter(|histogram| histogram.name == metric.name).peekable();
+            if of_metric.peek().is_some() {
+                let _ = writeln!(out, "# HELP {0} {1}\n# TYPE {0} histogram", metric.name, metric.help);
+            }
+            for Registered { name, labels, histogram } in of_metric {
+                histogram.render(name, labels, &mut out);
+            }
+        }
+        out
     }
+}
 
-    /// Sorts what was recorded into the histograms' buckets. To be called every few seconds.
-    pub fn upkeep(&self) {
-        self.handle.run_upkeep();
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -169,4 +259,32 @@ pub fn init_logs(config: &LogConfig) -> LogLevel {
     // A second set-up can only come from a test in the same process: the first stays.
     let _ = tracing_subscriber::registry().with(output.with_filter(filter)).try_init();
     LogLevel(handle)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_histogram_counts_each_sample_once_and_in_every_bucket_from_its_own_on() {
+        let telemetry = Telemetry::new();
+        let labels = [("database", "a\"b\\c")];
+        let histogram = telemetry.histogram(&QUERY_SECONDS, &labels);
+        for us in [1, 100, 101, 2_000_000, 31_000_000] {
+            histogram.record(Duration::from_micros(us));
+        }
+        assert!(Arc::ptr_eq(&histogram, &telemetry.histogram(&QUERY_SECONDS, &labels)));
+        let text = telemetry.render();
+        for line in [
+            r#"pg_ambassador_query_seconds_bucket{database="a\"b\\c",le="0.0001"} 2"#,
+            r#"pg_ambassador_query_seconds_bucket{database="a\"b\\c",le="0.00025"} 3"#,
+            r#"pg_ambassador_query_seconds_bucket{database="a\"b\\c",le="30"} 4"#,
+            r#"pg_ambassador_query_seconds_bucket{database="a\"b\\c",le="+Inf"} 5"#,
+            r#"pg_ambassador_query_seconds_sum{database="a\"b\\c"} 33.000202"#,
+            r#"pg_ambassador_query_seconds_count{database="a\"b\\c"} 5"#,
+            "# TYPE pg_ambassador_query_seconds histogram",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+    }
 }

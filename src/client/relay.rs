@@ -85,6 +85,16 @@ struct Clock {
     stalled: Option<Instant>,
     /// The client was last heard of.
     heard: Option<Instant>,
+    /// When this step began, if it has looked.
+    step: Option<Instant>,
+}
+
+impl Clock {
+    /// The time, read once in each step at most.
+    #[inline]
+    fn now(&mut self) -> Instant {
+        *self.step.get_or_insert_with(Instant::now)
+    }
 }
 
 /// What is counted until it is added to the pool's statistics.
@@ -203,6 +213,7 @@ impl Relay {
     /// One round: everything that can go on goes on once.
     fn step(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {
         let mut step = Step::Stuck;
+        self.clock.step = None;
         let order = self.listed.entry.ordered();
         if order != Order::None {
             self.carry_out(order)?;
@@ -266,7 +277,7 @@ impl Relay {
             self.clock.stalled = None;
         }
         if written == self.output.len() {
-            self.output = Vec::new();
+            scratch::release(&mut self.output);
         } else {
             self.output.drain(..written);
             self.clock.stalled.get_or_insert_with(Instant::now);
@@ -304,7 +315,7 @@ impl Relay {
             }
         }
         if written == server.output.len() {
-            server.output = Vec::new();
+            scratch::release(&mut server.output);
         } else {
             server.output.drain(..written);
             return Poll::Pending;
@@ -338,19 +349,16 @@ impl Relay {
             if head.len() + run.len() <= HOLD_BACK && output.is_empty() && server.side.is_free() {
                 // Woken clients are what sending costs most, and a process that is awake already costs nothing to wake:
                 // all small answers of this turn of the event loop go out one after the other, at its end.
-                output.extend_from_slice(head);
-                output.extend_from_slice(run);
+                scratch::keep(output, head);
+                scratch::keep(output, run);
                 self.held_back = true;
             } else {
                 write_or_keep(stream, cx, [head, run], output)?;
             }
             Ok(Poll::Ready(match handled {
                 Ok(taken) => {
-                    server.input.clear();
-                    server.input.extend_from_slice(&data[taken.bytes..]);
-                    if server.input.is_empty() {
-                        server.input = Vec::new();
-                    }
+                    scratch::release(&mut server.input);
+                    scratch::keep(&mut server.input, &data[taken.bytes..]);
                     Ok(Read::Handled)
                 }
                 Err(Violation::Ended(report)) => Ok(Read::Lost(report)),
@@ -399,7 +407,7 @@ impl Relay {
             }
             return Ok(());
         }
-        let now = Instant::now();
+        let now = self.clock.now();
         self.listed.entry.set_request(0);
         self.clock.heard = Some(now);
         if let Some(since) = self.clock.request.take() {
@@ -529,15 +537,12 @@ impl Relay {
             }
             let data = &scratch.input[..kept + read];
             if queued {
-                self.input.extend_from_slice(&data[kept..]);
+                scratch::keep(&mut self.input, &data[kept..]);
                 return Ok(Step::Progress);
             }
             let taken = self.handle_client(cx, data, &mut scratch.head, &mut scratch.reply)?;
-            self.input.clear();
-            self.input.extend_from_slice(&data[taken..]);
-            if self.input.is_empty() {
-                self.input = Vec::new();
-            }
+            scratch::release(&mut self.input);
+            scratch::keep(&mut self.input, &data[taken..]);
             Ok(Step::Progress)
         })
     }
@@ -571,7 +576,7 @@ impl Relay {
                     );
                     if !out.is_empty() {
                         if self.clock.request.is_none() {
-                            let now = Instant::now();
+                            let now = self.clock.now();
                             self.clock.request = Some(now);
                             self.clock.transaction.get_or_insert(now);
                             self.listed.entry.note_request(now);
@@ -603,7 +608,7 @@ impl Relay {
                 }
                 Next::End => return Err(Stop::Client(End::Left)),
                 Next::Server => {
-                    let now = Instant::now();
+                    let now = self.clock.now();
                     match self.upstream.pools.try_lease(self.listed.entry.id, now) {
                         Some(lease) => {
                             self.attach(lease);
@@ -648,7 +653,7 @@ impl Relay {
         let Poll::Ready(lease) = lease.as_mut().poll(cx) else { return Ok(Step::Stuck) };
         if let Some(since) = self.clock.waiting.take() {
             if let Ok(lease) = &lease {
-                lease.pool().stats.record_wait(since.elapsed());
+                lease.pool().stats.record_wait(self.clock.now().saturating_duration_since(since));
             }
         }
         match lease {
@@ -879,8 +884,8 @@ fn lost(error: Option<&io::Error>) -> Report {
 fn write_or_keep(stream: &mut Stream, cx: &mut Context<'_>, parts: [&[u8]; 2], kept: &mut Vec<u8>) -> io::Result<()> {
     let [mut head, mut run] = parts;
     if !kept.is_empty() {
-        kept.extend_from_slice(head);
-        kept.extend_from_slice(run);
+        scratch::keep(kept, head);
+        scratch::keep(kept, run);
         return Ok(());
     }
     while !(head.is_empty() && run.is_empty()) {
@@ -893,8 +898,8 @@ fn write_or_keep(stream: &mut Stream, cx: &mut Context<'_>, parts: [&[u8]; 2], k
             }
             Poll::Ready(Err(error)) => return Err(error),
             Poll::Pending => {
-                kept.extend_from_slice(head);
-                kept.extend_from_slice(run);
+                scratch::keep(kept, head);
+                scratch::keep(kept, run);
                 return Ok(());
             }
         }

@@ -25,6 +25,7 @@ thread_local! {
         head: Vec::new(),
         reply: Vec::new(),
     });
+    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
     static CIPHER: RefCell<Vec<u8>> = RefCell::new(vec![0; 64 * 1024]);
 }
 
@@ -43,6 +44,37 @@ pub fn with<R>(step: impl FnOnce(&mut Scratch) -> R) -> R {
         }
         result
     })
+}
+
+/// Spare buffers that one thread keeps, and the largest of them: most of what is kept is one small message for less than
+/// a turn of the event loop.
+const SPARES: (usize, usize) = (64, 8 * 1024);
+
+/// Puts bytes behind what `buffer` keeps; one that keeps nothing takes a spare buffer for it.
+#[inline]
+pub fn keep(buffer: &mut Vec<u8>, bytes: &[u8]) {
+    if buffer.capacity() == 0 && !bytes.is_empty() {
+        *buffer = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+    }
+    buffer.extend_from_slice(bytes);
+}
+
+/// Leaves `buffer` empty and without memory, which is for whoever keeps something next.
+#[inline]
+pub fn release(buffer: &mut Vec<u8>) {
+    let (most, largest) = SPARES;
+    if buffer.capacity() == 0 {
+        return;
+    }
+    let mut spare = std::mem::take(buffer);
+    if spare.capacity() <= largest {
+        spare.clear();
+        SPARE.with_borrow_mut(|spares| {
+            if spares.len() < most {
+                spares.push(spare);
+            }
+        });
+    }
 }
 
 /// Lends the thread's buffer for bytes as TLS has them.

@@ -1,9 +1,8 @@
 //! What has happened in a pool: counters that every worker adds to and every console reads.
 
-use crate::telemetry::{self, Telemetry};
-use metrics::Histogram;
-use std::sync::OnceLock;
+use crate::telemetry::{self, Histogram, Telemetry};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 macro_rules! totals {
@@ -92,10 +91,10 @@ totals! {
 
 /// Histograms of what takes time.
 struct Meters {
-    query: Histogram,
-    transaction: Histogram,
-    wait: Histogram,
-    connect: Histogram,
+    query: Arc<Histogram>,
+    transaction: Arc<Histogram>,
+    wait: Arc<Histogram>,
+    connect: Arc<Histogram>,
 }
 
 impl std::fmt::Debug for Stats {
@@ -141,7 +140,7 @@ impl Stats {
         self.connects.fetch_add(1, Ordering::Relaxed);
         self.connect_us.fetch_add(micros(took), Ordering::Relaxed);
         if let Some(meters) = self.meters.get() {
-            meters.connect.record(took.as_secs_f64());
+            meters.connect.record(took);
         }
     }
 
@@ -150,7 +149,7 @@ impl Stats {
     pub fn record_query(&self, took: Duration) {
         self.query_us.fetch_add(micros(took), Ordering::Relaxed);
         if let Some(meters) = self.meters.get() {
-            meters.query.record(took.as_secs_f64());
+            meters.query.record(took);
         }
     }
 
@@ -159,7 +158,7 @@ impl Stats {
     pub fn record_transaction(&self, took: Duration) {
         self.transaction_us.fetch_add(micros(took), Ordering::Relaxed);
         if let Some(meters) = self.meters.get() {
-            meters.transaction.record(took.as_secs_f64());
+            meters.transaction.record(took);
         }
     }
 
@@ -168,7 +167,7 @@ impl Stats {
         self.waits.fetch_add(1, Ordering::Relaxed);
         self.wait_us.fetch_add(micros(waited), Ordering::Relaxed);
         if let Some(meters) = self.meters.get() {
-            meters.wait.record(waited.as_secs_f64());
+            meters.wait.record(waited);
         }
     }
 

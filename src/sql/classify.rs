@@ -137,6 +137,51 @@ impl Folded {
     }
 }
 
+/// Words of interest within a statement, and what they may leave behind.
+const TELLING: [(&[u8], Effects); 16] = [
+    (b"temp", Effects::TEMP),
+    (b"temporary", Effects::TEMP),
+    (b"pg_temp", Effects::TEMP),
+    (b"hold", Effects::CURSOR),
+    (b"set_config", Effects::SETTING),
+    (b"setseed", Effects::SEED),
+    (b"seed", Effects::SEED),
+    (b"nextval", Effects::SEQUENCE),
+    (b"setval", Effects::SEQUENCE),
+    (b"pg_advisory_lock", Effects::ADVISORY),
+    (b"pg_advisory_lock_shared", Effects::ADVISORY),
+    (b"pg_try_advisory_lock", Effects::ADVISORY),
+    (b"pg_try_advisory_lock_shared", Effects::ADVISORY),
+    (b"pg_advisory_unlock", Effects::ADVISORY),
+    (b"pg_advisory_unlock_shared", Effects::ADVISORY),
+    (b"pg_advisory_unlock_all", Effects::ADVISORY),
+];
+
+/// For each first letter, the lengths of the words of interest that begin with it, as bits: nearly every word of nearly
+/// every statement is told from them by this alone.
+static LENGTHS: [u32; 256] = {
+    let mut table = [0u32; 256];
+    let mut at = 0;
+    while at < TELLING.len() {
+        let word = TELLING[at].0;
+        table[word[0] as usize] |= 1 << word.len();
+        table[word[0].to_ascii_uppercase() as usize] |= 1 << word.len();
+        at += 1;
+    }
+    table
+};
+
+/// What a word within a statement says of what may be left behind.
+#[inline]
+fn telling(word: &[u8]) -> Effects {
+    let Some(first) = word.first() else { return Effects::NONE };
+    if word.len() >= 32 || LENGTHS[usize::from(*first)] & (1 << word.len()) == 0 {
+        return Effects::NONE;
+    }
+    let found = TELLING.iter().find(|(known, _)| known.eq_ignore_ascii_case(word));
+    found.map_or(Effects::NONE, |(_, effects)| *effects)
+}
+
 /// The next token if it is a word, in lower case.
 fn next_word(lexer: &mut Lexer<'_>) -> Folded {
     match lexer.peek() {
@@ -171,9 +216,9 @@ fn statement(first: Token<'_>, lexer: &mut Lexer<'_>, analysis: &mut Analysis) -
             }
         }
         b"set" => {
-            // Only the transaction's own modes and constraints end with it for certain.
+            // Only what is local to the transaction ends with it for certain.
             let mut ahead = lexer.clone();
-            if !matches!(next_word(&mut ahead).get(), b"transaction" | b"constraints") {
+            if !matches!(next_word(&mut ahead).get(), b"transaction" | b"constraints" | b"local") {
                 add(Effects::SETTING);
             }
         }
@@ -205,24 +250,77 @@ fn body(first: Token<'_>, lexer: &mut Lexer<'_>, analysis: &mut Analysis) {
         match token {
             Token::End | Token::Punct(b';') => return,
             Token::Broken => return add(Effects::UNKNOWN),
-            Token::Word(word) => match Folded::new(word).get() {
-                b"temp" | b"temporary" | b"pg_temp" => add(Effects::TEMP),
-                b"hold" => add(Effects::CURSOR),
-                b"set_config" => add(Effects::SETTING),
-                b"setseed" | b"seed" => add(Effects::SEED),
-                b"nextval" | b"setval" => add(Effects::SEQUENCE),
-                b"pg_advisory_lock"
-                | b"pg_advisory_lock_shared"
-                | b"pg_try_advisory_lock"
-                | b"pg_try_advisory_lock_shared"
-                | b"pg_advisory_unlock"
-                | b"pg_advisory_unlock_shared"
-                | b"pg_advisory_unlock_all" => add(Effects::ADVISORY),
-                _ => {}
-            },
-            Token::Quoted(_) => {}
+            Token::Word(word) => add(telling(word)),
+            // An empty one stands for escapes that were not decoded: it may be any name.
+            Token::Quoted(b"") => add(Effects::UNKNOWN),
+            Token::Quoted(name) => add(telling(name)),
             Token::Str(..) | Token::Number(_) | Token::Param | Token::Punct(_) | Token::Operator(_) => {}
         }
         token = lexer.next_token();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_statement_may_leave_behind_is_seen_in_every_spelling_of_it() {
+        for (text, effects) in [
+            ("select 1", Effects::NONE),
+            ("select temperature, holding, setval2 from pg_advisory", Effects::NONE),
+            ("select 'set_config', $$nextval$$ -- hold\n /* temp */", Effects::NONE),
+            ("begin; set local role x; set transaction read only; SET CONSTRAINTS all deferred; commit", Effects::NONE),
+            ("set x = 1", Effects::SETTING),
+            ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", Effects::SETTING),
+            ("select 1; reset all", Effects::SETTING),
+            ("select pg_catalog.Set_Config('a.b', 'c', false)", Effects::SETTING),
+            ("select \"set_config\"('a.b', 'c', false)", Effects::SETTING),
+            ("select U&\"\\0073et_config\"('a.b', 'c', false)", Effects::UNKNOWN),
+            ("create TEMP table t()", Effects::TEMP),
+            ("select 1 into temporary t", Effects::TEMP),
+            ("create table pg_temp.t()", Effects::TEMP),
+            ("declare c cursor with hold for select 1", Effects::CURSOR),
+            ("prepare s as select 1", Effects::PREPARE),
+            ("prepare transaction 'x'", Effects::NONE),
+            ("execute s", Effects::PREPARE),
+            ("deallocate all", Effects::PREPARE),
+            ("listen c", Effects::LISTEN),
+            ("unlisten *", Effects::LISTEN),
+            ("with x as (select pg_advisory_lock(1)) select * from x", Effects::ADVISORY),
+            ("select pg_try_advisory_lock_shared(1)", Effects::ADVISORY),
+            ("select pg_advisory_unlock_all()", Effects::ADVISORY),
+            ("select pg_advisory_xact_lock(1)", Effects::NONE),
+            ("load 'auto_explain'", Effects::LOAD),
+            ("select nextval('s'), setseed(0)", Effects::SEQUENCE.and(Effects::SEED)),
+            ("discard plans", Effects::DISCARD),
+            ("do $$ begin end $$", Effects::UNKNOWN),
+            ("call p()", Effects::UNKNOWN),
+            ("select 'unterminated", Effects::UNKNOWN),
+        ] {
+            assert_eq!(analyse(text.as_bytes(), true).effects, effects, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_transaction_is_seen_and_a_rollback_to_a_savepoint_is_none() {
+        for (text, first, statements, commits) in [
+            ("", Command::Empty, 0, false),
+            (" ; -- nothing\n;", Command::Empty, 0, false),
+            ("BEGIN", Command::Begin, 1, false),
+            ("start transaction read only", Command::Begin, 1, false),
+            ("commit", Command::Commit, 1, true),
+            ("/* done */ End", Command::Commit, 1, true),
+            ("prepare transaction 'x'", Command::Commit, 1, true),
+            ("rollback", Command::Rollback, 1, false),
+            ("abort work", Command::Rollback, 1, false),
+            ("rollback to savepoint a", Command::Other, 1, false),
+            ("rollback transaction to a", Command::Other, 1, false),
+            ("rollback prepared 'x'", Command::Other, 1, false),
+            ("insert into t values (1); commit", Command::Other, 2, true),
+        ] {
+            let found = analyse(text.as_bytes(), true);
+            assert_eq!((found.first, found.statements, found.commits), (first, statements, commits), "{text}");
+        }
     }
 }

@@ -191,10 +191,8 @@ impl<'a> Lexer<'a> {
 
     #[inline]
     fn word(&mut self, start: usize, first: u8) -> Token<'a> {
-        self.at += 1;
-        while self.text.get(self.at).is_some_and(|&b| is(b, WORD)) {
-            self.at += 1;
-        }
+        let rest = &self.text[start + 1..];
+        self.at = start + 1 + rest.iter().position(|&b| !is(b, WORD)).unwrap_or(rest.len());
         let next = self.byte(self.at);
         // A one-letter word right before a quote is the prefix of a string; `U&` is two bytes with no space between.
         if self.at == start + 1 && (next == b'\'' || next == b'&') {
