@@ -183,9 +183,5 @@ fn welcome(
     }
     team.loads[at].fetch_add(1, Ordering::Relaxed);
     let load = Load(Arc::clone(team), at);
-    let served = client::serve(Arc::clone(&team.context), door, Stream::plain(socket), slot);
-    tokio::spawn(async move {
-        served.await;
-        drop(load);
-    });
+    tokio::spawn(client::serve(Arc::clone(&team.context), door, Stream::plain(socket), slot, load));
 }

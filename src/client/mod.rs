@@ -20,7 +20,7 @@ use crate::pool::{Directory, PoolName};
 use crate::session::Interners;
 use crate::wire::Report;
 use login::{Ended, LoggedIn};
-use relay::{End, Relay, Upstream};
+use relay::{End, Relay, Serving, Upstream};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -136,15 +136,27 @@ impl Context {
     }
 }
 
-/// Serves one connection, from its first byte to its end.
-pub async fn serve(context: Arc<Context>, door: Arc<Door>, stream: Stream, slot: impl Send + 'static) {
+/// Leads one connection to its session and serves that, in a task of its own: what a login needs is given back when it is
+/// over. `slot` is held during the login, `load` to the end.
+pub async fn serve(
+    context: Arc<Context>,
+    door: Arc<Door>,
+    stream: Stream,
+    slot: impl Send + 'static,
+    load: impl Send + Unpin + 'static,
+) {
     context.counters.accepted.fetch_add(1, Ordering::Relaxed);
     let peer = stream.socket().peer();
-    // Boxed, so that what a login needs is given back when it is over.
-    let opened = Box::pin(open(&context, &door, stream, slot)).await;
-    let Some((relay, id)) = opened else { return };
+    let Some((relay, id)) = open(&context, &door, stream, slot).await else { return };
     tracing::debug!(client = id, ?peer, "logged in");
-    match relay.run().await {
+    tokio::spawn(Serving::new(relay, move |end| {
+        conclude_session(&context, id, end);
+        drop(load);
+    }));
+}
+
+fn conclude_session(context: &Context, id: u64, end: End) {
+    match end {
         End::Left => tracing::debug!(client = id, "left"),
         End::Io(error) => tracing::debug!(client = id, %error, "connection lost"),
         End::Protocol(error) => {

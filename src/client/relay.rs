@@ -16,7 +16,7 @@ use std::io;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::time::Sleep;
 
@@ -26,6 +26,46 @@ const QUEUED_INPUT: usize = 16 * 1024;
 const UNREAD_OUTPUT: usize = 64 * 1024;
 /// An answer of at most this size may wait for the end of the event loop's turn.
 const HOLD_BACK: usize = 4096;
+
+/// A client that is served to its end, which `conclude` is told. Written out as a future because there are many of them,
+/// and nearly all just wait: an `async fn` would have room for the relay once more in each state that moves it.
+pub(super) struct Serving<F> {
+    relay: Option<Relay>,
+    leaving: Option<Pin<Box<dyn Future<Output = End> + Send>>>,
+    /// Others know how to wake it.
+    reachable: bool,
+    conclude: Option<F>,
+}
+
+impl<F: FnOnce(End)> Serving<F> {
+    pub(super) fn new(relay: Relay, conclude: F) -> Self {
+        Self { relay: Some(relay), leaving: None, reachable: false, conclude: Some(conclude) }
+    }
+}
+
+impl<F: FnOnce(End) + Unpin> Future for Serving<F> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        if let Some(relay) = &mut this.relay {
+            if !this.reachable {
+                this.reachable = true;
+                relay.listed.entry.set_waker(cx.waker());
+            }
+            let stop = ready!(relay.poll_guarded(cx));
+            this.leaving = this.relay.take().map(|relay| Box::pin(relay.leave(stop)) as _);
+        }
+        if let Some(leaving) = &mut this.leaving {
+            let end = ready!(leaving.as_mut().poll(cx));
+            this.leaving = None;
+            if let Some(conclude) = this.conclude.take() {
+                conclude(end);
+            }
+        }
+        Poll::Ready(())
+    }
+}
 
 /// What a relay needs besides its client.
 #[derive(Clone)]
@@ -172,23 +212,14 @@ impl Relay {
         }
     }
 
-    /// Serves it to the end.
-    pub(super) async fn run(mut self) -> End {
-        let mut fresh = true;
-        let stop = std::future::poll_fn(|cx| {
-            if fresh {
-                fresh = false;
-                self.listed.entry.set_waker(cx.waker());
-            }
-            // A panic is a bug of ours; it shall cost this client its connection and nobody else anything.
-            std::panic::catch_unwind(AssertUnwindSafe(|| self.poll(cx))).unwrap_or_else(|_| {
-                self.server = Server::None;
-                self.output.clear();
-                Poll::Ready(Stop::Panicked)
-            })
+    /// Goes on as far as it can; ready when the connection is to end. A panic is a bug of ours; it shall cost this client
+    /// its connection and nobody else anything.
+    fn poll_guarded(&mut self, cx: &mut Context<'_>) -> Poll<Stop> {
+        std::panic::catch_unwind(AssertUnwindSafe(|| self.poll(cx))).unwrap_or_else(|_| {
+            self.server = Server::None;
+            self.output.clear();
+            Poll::Ready(Stop::Panicked)
         })
-        .await;
-        self.leave(stop).await
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Stop> {
