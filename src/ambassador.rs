@@ -57,6 +57,7 @@ pub enum StartError {
     },
 }
 
+#[allow(clippy::wildcard_enum_match_arm, reason = "a hint for the two kinds that have one")]
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
@@ -276,8 +277,11 @@ impl Ambassador {
     }
 }
 
+/// What listening has made: the ways in, the doors whose TLS a reload changes, the unix socket's file.
+type Opened = (Vec<Entrance>, Vec<Arc<Door>>, Option<SocketFile>);
+
 /// Opens every listener.
-fn bind(config: &Config) -> Result<(Vec<Entrance>, Vec<Arc<Door>>, Option<SocketFile>), StartError> {
+fn bind(config: &Config) -> Result<Opened, StartError> {
     let tls = config.tls.as_ref().map(load_door).transpose();
     let tls = tls.map_err(|error| StartError::Tls { what: "tls".into(), error })?;
     let required = config.tls.as_ref().is_some_and(|tls| tls.required);

@@ -1,5 +1,10 @@
 //! What the operator typed; nothing derived.
 
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "what documents an argument is its help text: brackets are brackets"
+)]
+
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 

@@ -1,5 +1,7 @@
 //! The SQL console: the protocol's server side, simple and extended, for clients that ask for its database.
 
+#![allow(clippy::wildcard_enum_match_arm, reason = "the console answers few messages, and passes over the others")]
+
 use super::command::Command;
 use super::operator::{Answer, Operator};
 use super::show::{self, Cell};

@@ -682,10 +682,8 @@ impl Relay {
     fn poll_lease(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {
         let Server::Waiting(lease) = &mut self.server else { return Ok(Step::Stuck) };
         let Poll::Ready(lease) = lease.as_mut().poll(cx) else { return Ok(Step::Stuck) };
-        if let Some(since) = self.clock.waiting.take() {
-            if let Ok(lease) = &lease {
-                lease.pool().stats.record_wait(self.clock.now().saturating_duration_since(since));
-            }
+        if let (Some(since), Ok(lease)) = (self.clock.waiting.take(), &lease) {
+            lease.pool().stats.record_wait(self.clock.now().saturating_duration_since(since));
         }
         match lease {
             Ok(mut lease) => {

@@ -3,6 +3,8 @@
 //! Nothing here knows what a setting means. The reader remembers what was asked for, so that whatever else is written
 //! can be reported as unknown, and collects every fault with its place instead of stopping at the first.
 
+#![allow(clippy::wildcard_enum_match_arm, reason = "all other kinds of value are the wrong kind")]
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::path::PathBuf;

@@ -201,7 +201,7 @@ pub fn authorities(value: &str) -> Vec<Authorities> {
 
 fn hosts_and_ports(text: &str, faults: &mut Vec<String>) -> Vec<(String, u16)> {
     let mut hosts = Vec::new();
-    for entry in text.split(',').filter(|entry| !(entry.is_empty() && !text.contains(','))) {
+    for entry in text.split(',').filter(|entry| !entry.is_empty() || text.contains(',')) {
         let (host, port_text) = match entry.strip_prefix('[').and_then(|e| e.split_once(']')) {
             Some((host, rest)) => (host, rest.strip_prefix(':')),
             None => entry.split_once(':').map_or((entry, None), |(h, p)| (h, Some(p))),

@@ -270,6 +270,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Pool {
     /// A pool without connections.
+    #[allow(clippy::too_many_arguments, reason = "one place of assembly calls it, with one of each part")]
     pub fn new(
         name: PoolName,
         node: Arc<Node>,
@@ -465,15 +466,15 @@ impl Pool {
     /// Places within the limits of the node and the user, in this order.
     async fn acquire_places(&self) -> Vec<Box<dyn crate::server::Held>> {
         let mut held: Vec<Box<dyn crate::server::Held>> = Vec::new();
-        if let Some(limit) = self.node.connection_limit() {
-            if let Some(permit) = self.acquire(limit).await {
-                held.push(Box::new(permit));
-            }
+        if let Some(limit) = self.node.connection_limit()
+            && let Some(permit) = self.acquire(limit).await
+        {
+            held.push(Box::new(permit));
         }
-        if let Some(limit) = &self.user_limit {
-            if let Some(permit) = self.acquire(Arc::clone(limit)).await {
-                held.push(Box::new(permit));
-            }
+        if let Some(limit) = &self.user_limit
+            && let Some(permit) = self.acquire(Arc::clone(limit)).await
+        {
+            held.push(Box::new(permit));
         }
         held
     }

@@ -571,6 +571,7 @@ impl Session {
     /// The pooler itself refuses what the client asked for, while no server is attached and its frame comes next.
     ///
     /// `frame` is the client's input from that frame on; its bytes up to the returned count are taken.
+    #[allow(clippy::wildcard_enum_match_arm, reason = "all others are answered by the Sync that follows")]
     pub fn refuse(&mut self, report: &Report, input: &[u8], to_client: &mut Vec<u8>) -> Result<usize, Violation> {
         report.write(to_client);
         self.analysed = None;

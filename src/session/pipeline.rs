@@ -174,6 +174,7 @@ impl Pipeline {
     ///
     /// `None`: the server broke the protocol. CopyData, DataRow and errors are judged elsewhere.
     #[inline]
+    #[allow(clippy::wildcard_enum_match_arm, reason = "whatever is not named answers nothing: the safe case")]
     pub(super) fn answers(kind: Kind, tag: BackendTag) -> Option<bool> {
         use BackendTag as T;
         match kind {

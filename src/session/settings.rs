@@ -115,6 +115,7 @@ impl std::fmt::Debug for Settings {
 }
 
 /// Where sets are interned. One for the whole program, or a pointer comparison means nothing.
+#[allow(clippy::type_complexity, reason = "weak references by their contents; a name would hide that")]
 #[derive(Default)]
 pub struct SettingsInterner {
     sets: Mutex<HashMap<Box<[Setting]>, Weak<Inner>>>,

@@ -4,6 +4,8 @@
 //! `X''` and `N''` strings, string continuation over a line break, quoted identifiers, operators. Text that ends inside
 //! a quote or comment yields [`Token::Broken`]: whoever classifies takes that for "unknown".
 
+#![allow(clippy::wildcard_enum_match_arm, reason = "all other tokens are what the statement is not")]
+
 /// One token, borrowed from the statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Token<'a> {

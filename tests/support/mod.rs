@@ -1,5 +1,7 @@
 //! What tests need: PostgreSQL servers, ambassadors, clients that speak the protocol byte by byte, and faults.
 
+#![allow(dead_code, reason = "a kit: it may hold more than the tests of one day use")]
+
 pub mod ambassador;
 pub mod client;
 pub mod random;
