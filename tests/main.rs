@@ -4,5 +4,6 @@
 #![allow(missing_docs, unreachable_pub, reason = "tests are their own documentation")]
 
 mod differential;
+mod example_config;
 mod smoke;
 mod support;

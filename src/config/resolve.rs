@@ -117,7 +117,7 @@ impl Resolver {
     }
 
     fn secret(&mut self, path: &str) -> Option<SecretString> {
-        let parse = |raw: &Raw| raw.text().map(|text| Some(SecretString::new(text)));
+        let parse = |raw: &Raw| raw.text().map(|text| (!text.is_empty()).then(|| SecretString::new(text)));
         self.0.get(path, None, true, parse, |secret| secret.as_ref().map_or("", |_| "***").to_owned())
     }
 
@@ -315,7 +315,6 @@ impl Resolver {
     }
 
     fn unix(&mut self) -> Option<UnixListen> {
-        let path = self.path("unix_socket")?;
         let parse = |raw: &Raw| {
             u32::from_str_radix(raw.text()?, 8)
                 .ok()
@@ -323,6 +322,7 @@ impl Resolver {
                 .ok_or_else(|| "write permissions in octal digits, such as \"0600\"".to_owned())
         };
         let mode = self.0.get("unix_socket_mode", 0o600, false, parse, |mode| format!("{mode:04o}"));
+        let path = self.path("unix_socket")?;
         // PostgreSQL's clients look for a socket by its port in a directory.
         let path = if path.is_dir() { Address::socket_path(&path, url::DEFAULT_PORT) } else { path };
         Some(UnixListen { path, mode })
@@ -410,7 +410,7 @@ impl Resolver {
 
     fn url(&mut self, path: &str) -> Option<Url> {
         let raw = self.0.raw_value(path);
-        let parse = |raw: &Raw| raw.text().map(|text| Some(text.to_owned()));
+        let parse = |raw: &Raw| raw.text().map(|text| Some(text.to_owned()).filter(|text| !text.is_empty()));
         let show = |text: &Option<String>| text.as_deref().map(url::without_password).unwrap_or_default();
         let text = self.0.get(path, None, true, parse, show)?;
         match Url::parse(&text) {
@@ -572,7 +572,11 @@ impl Resolver {
         for (name, _) in self.0.tables("users") {
             let key = |field: &str| format!("users.{name}.{field}");
             let show = |mode: &Option<PoolMode>| mode.map(mode_name).unwrap_or_default().to_owned();
-            let mode = self.0.get(&key("pool_mode"), None, true, |raw| parse_mode(raw).map(Some), show);
+            let parse = |raw: &Raw| match raw.text()? {
+                "" => Ok(None),
+                _ => parse_mode(raw).map(Some),
+            };
+            let mode = self.0.get(&key("pool_mode"), None, true, parse, show);
             let user = UserConfig {
                 mode,
                 pool_size: limit(self.count(&key("pool_size"), 0, true)),
