@@ -1,10 +1,10 @@
-//! Finds PostgreSQL's server programs on this machine.
+//! Finds PostgreSQL's server programs on this machine: in the same places as `scripts/setup`, which can also fetch them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What a server with replicas needs.
-const NEEDED: [&str; 4] = ["initdb", "postgres", "pg_ctl", "pg_basebackup"];
+/// What a server with replicas needs, and we to ask it something.
+const NEEDED: [&str; 5] = ["initdb", "postgres", "pg_ctl", "pg_basebackup", "psql"];
 
 /// A directory with PostgreSQL's server programs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,17 +15,35 @@ pub struct Binaries {
 }
 
 /// There is no PostgreSQL server on this machine where one is looked for.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "no PostgreSQL server programs found ($PG_BINDIR, PATH, pg_config, /usr/lib/postgresql, Homebrew): install them \
-     (apt install postgresql, brew install postgresql), or run `make demo`, which fetches them"
-)]
-pub struct NotFound;
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotFound {
+    /// Nowhere.
+    #[error(
+        "no PostgreSQL server programs found (PATH, pg_config, /usr/lib/postgresql, /usr/pgsql-*, Homebrew): install \
+         them (apt-get install postgresql, brew install postgresql), set PG_BINDIR to their directory, or run `make \
+         demo`, which fetches them"
+    )]
+    Nowhere,
+    /// Not where the environment says that they are.
+    #[error("PG_BINDIR is {dir}, but it has no working {program}: PostgreSQL's server programs belong there", dir = .dir.display())]
+    NotThere {
+        /// The directory.
+        dir: PathBuf,
+        /// The first program that is missing, or does not run.
+        program: &'static str,
+    },
+}
 
 impl Binaries {
-    /// Looks in `$PG_BINDIR`, `PATH`, `pg_config --bindir`, /usr/lib/postgresql and Homebrew's directories.
+    /// Looks in `$PG_BINDIR` alone if it is set, else in `PATH`, `pg_config --bindir`, where distributions and Homebrew
+    /// put them.
     pub fn find() -> Result<Self, NotFound> {
-        candidates().iter().find_map(|dir| Self::at(dir)).ok_or(NotFound)
+        if let Some(dir) = std::env::var_os("PG_BINDIR") {
+            let dir = PathBuf::from(dir);
+            let program = NEEDED.into_iter().find(|name| !dir.join(name).is_file()).unwrap_or("postgres");
+            return Self::at(&dir).ok_or(NotFound::NotThere { dir, program });
+        }
+        candidates().iter().find_map(|dir| Self::at(dir)).ok_or(NotFound::Nowhere)
     }
 
     /// The programs in this directory, if all of them are there.
@@ -53,9 +71,6 @@ impl Binaries {
 }
 
 fn candidates() -> Vec<PathBuf> {
-    if let Some(dir) = std::env::var_os("PG_BINDIR") {
-        return vec![dir.into()];
-    }
     let mut dirs: Vec<PathBuf> = Vec::new();
     let path = std::env::var_os("PATH").unwrap_or_default();
     // Where a program in the PATH really is: distributions put links to some of them there.
@@ -67,7 +82,8 @@ fn candidates() -> Vec<PathBuf> {
     if let Ok(output) = Command::new("pg_config").arg("--bindir").output() {
         dirs.push(String::from_utf8_lossy(&output.stdout).trim().into());
     }
-    dirs.extend(numbered(Path::new("/usr/lib/postgresql")));
+    dirs.extend(numbered(Path::new("/usr/lib/postgresql"), ""));
+    dirs.extend(numbered(Path::new("/usr"), "pgsql-"));
     for prefix in ["/opt/homebrew/opt", "/usr/local/opt", "/home/linuxbrew/.linuxbrew/opt"] {
         let formulas = std::fs::read_dir(prefix).into_iter().flatten().flatten();
         let mut found: Vec<PathBuf> = formulas
@@ -80,11 +96,13 @@ fn candidates() -> Vec<PathBuf> {
     dirs
 }
 
-/// The `bin` directories under numbered ones, the highest number first.
-fn numbered(dir: &Path) -> Vec<PathBuf> {
+/// The `bin` directories under those whose name is this prefix and a number, the highest number first.
+fn numbered(dir: &Path, prefix: &str) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let mut found: Vec<(u32, PathBuf)> = entries
-        .filter_map(|entry| Some((entry.file_name().to_string_lossy().parse().ok()?, entry.path().join("bin"))))
+        .filter_map(|entry| {
+            Some((entry.file_name().to_str()?.strip_prefix(prefix)?.parse().ok()?, entry.path().join("bin")))
+        })
         .collect();
     found.sort();
     found.into_iter().rev().map(|(_, path)| path).collect()

@@ -40,6 +40,15 @@ pub enum ClusterError {
         /// What it said.
         output: String,
     },
+    /// The programs are where the servers' owner may not look.
+    #[error(
+        "PostgreSQL does not run as root, and its programs in {dir} cannot be run by another user: put them where \
+         everybody may read, or start this as an ordinary user", dir = .dir.display()
+    )]
+    OutOfReach {
+        /// Where they are.
+        dir: PathBuf,
+    },
     /// The system refused something.
     #[error("{what}: {error}")]
     System {
@@ -117,6 +126,7 @@ impl Cluster {
         }
         let cleaner = cleaner(binaries, &dir, owner).map_err(system("sh"))?;
         let mut cluster = Self { nodes: Vec::new(), binaries: binaries.clone(), dir, owner, cleaner };
+        cluster.check_reach()?;
         cluster.make_primary(options)?;
         for _ in 0..options.replicas {
             cluster.add_replica()?;
@@ -150,6 +160,16 @@ impl Cluster {
             command.uid(owner.uid).gid(owner.gid);
         }
         command
+    }
+
+    /// Whether the servers' owner can run the programs: not where they are in somebody's home directory.
+    fn check_reach(&self) -> Result<(), ClusterError> {
+        match self.command("postgres").arg("--version").output() {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && self.owner.is_some() => {
+                Err(ClusterError::OutOfReach { dir: self.binaries.dir().to_owned() })
+            }
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     fn run(&self, program: &str, args: &[&str]) -> Result<(), ClusterError> {

@@ -16,6 +16,7 @@ use std::io::{IsTerminal, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// The database of the demonstration.
 const DATABASE: &str = "demo";
@@ -49,17 +50,22 @@ fn free_address(wanted: SocketAddr) -> SocketAddr {
     address
 }
 
+/// Prints a line. Nobody may be left to read it, and that must not keep us from cleaning up.
+fn say(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
 /// Runs the demonstration until Ctrl-C.
 pub fn run(options: &args::Demo) -> Result<(), DemoError> {
     let run_for = options.run_for.as_deref().map(config::units::duration).transpose().map_err(DemoError::Config)?;
     let binaries = Binaries::find()?;
-    println!("PostgreSQL {} from {}", binaries.major, binaries.dir().display());
-    println!("Starting a primary and two streaming replicas...");
+    say(format_args!("PostgreSQL {} from {}", binaries.major, binaries.dir().display()));
+    say("Starting a primary and two streaming replicas...");
     let cluster = Cluster::start(&binaries, &Options { replicas: 2, ..Options::default() })?;
     cluster.psql(0, &format!("create database {DATABASE}"))?;
     let listen = free_address(options.listen);
     if listen != options.listen {
-        println!("{} is taken: the ambassador listens on {listen} instead.", options.listen);
+        say(format_args!("{} is taken: the ambassador listens on {listen} instead.", options.listen));
     }
     let admin = free_address(options.admin_listen);
     let hosts: Vec<String> = cluster.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
@@ -81,31 +87,45 @@ pub fn run(options: &args::Demo) -> Result<(), DemoError> {
         let ambassador = Ambassador::start(config, sources, log).await?;
         print_welcome(&cluster, listen, admin);
         let figures = tokio::spawn(show_figures(Arc::clone(&ambassador.operator)));
-        match run_for {
-            Some(limit) => drop(tokio::time::timeout(limit, ambassador.run()).await),
-            None => ambassador.run().await?,
+        // Closing the terminal ends the demonstration, where it would make a real ambassador reload.
+        let mut hangup = signal(SignalKind::hangup())?;
+        let end = async {
+            match run_for {
+                Some(limit) => tokio::time::sleep(limit).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            result = ambassador.run() => result?,
+            _ = hangup.recv() => {}
+            () = end => {}
         }
         figures.abort();
-        println!("\nCleaning up...");
+        say("\nCleaning up...");
         Ok::<(), DemoError>(())
     })?;
     drop(cluster);
-    println!("Nothing is left behind.");
+    say("Nothing is left behind.");
     Ok(())
 }
 
 fn print_welcome(cluster: &Cluster, listen: SocketAddr, admin: SocketAddr) {
     let (host, port) = (listen.ip(), listen.port());
-    let bin = cluster.binaries().dir().display();
-    let to = format!("-h {host} -p {port} -U {SUPERUSER}");
-    println!("\nThe ambassador is ready. In another terminal, paste:\n");
-    println!("  {bin}/psql {to} {DATABASE}");
-    println!("  {bin}/pgbench {to} -i -q {DATABASE} && {bin}/pgbench {to} -c 64 -j 2 -T 20 -S {DATABASE}");
-    println!("  {bin}/psql -h {host} -p {port} -U ambassador ambassador -c 'SHOW POOLS'");
-    println!("  curl http://{admin}/metrics\n");
     let ports: Vec<String> = cluster.nodes.iter().map(|node| node.port.to_string()).collect();
-    println!("Behind it: the primary on port {}, replicas on {}.", ports[0], ports[1..].join(" and "));
-    println!("Ctrl-C ends everything and removes every trace.\n");
+    let program = |name| cluster.binaries().path(name).display().to_string();
+    let (psql, pgbench) = (program("psql"), program("pgbench"));
+    let to = format!("-h {host} -p {port} -U {SUPERUSER}");
+    say("\nThe ambassador is ready. In another terminal, paste:\n");
+    say(format_args!("  {psql} {to} {DATABASE}"));
+    // Some distributions put it into another package.
+    if cluster.binaries().path("pgbench").is_file() {
+        say(format_args!("  {pgbench} {to} -i -q {DATABASE} && {pgbench} {to} -c 64 -j 2 -T 20 -S {DATABASE}"));
+    }
+    say(format_args!("  {psql} -h {host} -p {port} -U ambassador ambassador -c 'SHOW POOLS'"));
+    say(format_args!("  curl http://{admin}/metrics\n"));
+    say(format_args!("For an application: postgres://{SUPERUSER}@{listen}/{DATABASE}?sslmode=disable"));
+    say(format_args!("Behind it: the primary on port {}, replicas on {}.", ports[0], ports[1..].join(" and ")));
+    say("Ctrl-C ends everything and removes every trace.\n");
 }
 
 /// Prints what goes on: a line that changes on a terminal, else a line now and then.
@@ -134,10 +154,10 @@ async fn show_figures(operator: Arc<Operator>) {
             rate(since.sent) / 1e6,
         );
         if terminal {
-            print!("\r{line}\x1b[K");
-            let _ = std::io::stdout().flush();
+            let mut out = std::io::stdout();
+            let _ = write!(out, "\r{line}\x1b[K").and_then(|()| out.flush());
         } else {
-            println!("{line}");
+            say(line);
         }
     }
 }
