@@ -5,5 +5,6 @@
 
 mod differential;
 mod example_config;
+mod outdated_statements;
 mod smoke;
 mod support;

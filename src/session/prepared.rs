@@ -8,7 +8,7 @@ use super::settings::{Setting, Settings};
 use crate::sql::Analysis;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{Hash, Hasher};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// What the name of each of our statements on a server begins with.
@@ -27,6 +27,20 @@ pub struct Statement {
     /// What is known of the text.
     pub analysis: Analysis,
     parse_key: Arc<[Setting]>,
+    /// A server refused it because what it reads has changed since it was parsed.
+    outdated: AtomicBool,
+}
+
+impl Statement {
+    /// Whoever prepares this text from now on gets a statement that is parsed afresh, on every server; the names that
+    /// stand for this one keep it, and meet the server's refusal as they would without us.
+    pub fn retire(&self) {
+        self.outdated.store(true, Ordering::Relaxed);
+    }
+
+    fn is_outdated(&self) -> bool {
+        self.outdated.load(Ordering::Relaxed)
+    }
 }
 
 impl std::fmt::Debug for Statement {
@@ -84,7 +98,7 @@ impl StatementInterner {
             });
         }
         let list = statements.entry(hash).or_default();
-        if let Some(found) = list.iter().filter_map(Weak::upgrade).find(|s| key.is_of(s)) {
+        if let Some(found) = list.iter().filter_map(Weak::upgrade).find(|s| key.is_of(s) && !s.is_outdated()) {
             return found;
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
@@ -95,6 +109,7 @@ impl StatementInterner {
             types: types.into(),
             analysis: analyse(),
             parse_key: Arc::clone(key.parse_key),
+            outdated: AtomicBool::new(false),
         });
         list.retain(|s| s.strong_count() > 0);
         list.push(Arc::downgrade(&statement));
@@ -159,6 +174,11 @@ impl ClientPrepared {
             Named { statement: None, .. } => Lookup::Unknown,
             Named { statement: Some(statement), .. } => Lookup::Known(name, statement),
         }
+    }
+
+    /// What a name stands for if all that is on its way for it succeeds.
+    pub fn statement(&self, name: &[u8]) -> Option<&Arc<Statement>> {
+        self.0.as_ref()?.get(name)?.statement.as_ref()
     }
 
     /// A Parse or Close of a name is on its way, in this batch; behind it the name stands for `statement`. Gives the name

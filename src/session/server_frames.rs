@@ -302,6 +302,13 @@ impl Session {
         {
             return Err(Violation::Replay(fields.report()));
         }
+        // "cached plan must not change result type": for a client that comes to prepare it now, this never happened.
+        if fields.code == Some(SqlState::FEATURE_NOT_SUPPORTED)
+            && matches!(front.kind, Kind::Bind | Kind::DescribeStatement)
+            && let Some(statement) = front.name.as_deref().and_then(|name| self.prepared.statement(name))
+        {
+            statement.retire();
+        }
         match renamed_error(body, front) {
             Some(renamed) => reply::message(to_client.edit(), BackendTag::Error, |out| out.extend(renamed)),
             None => forward(cut, true, server, to_client),
