@@ -122,7 +122,9 @@ pub async fn login(context: &Context, door: &Door, stream: Stream) -> Result<Log
 pub async fn refuse(mut stream: Stream, report: &Report) {
     let mut message = Vec::new();
     report.clone().fatal().write(&mut message);
-    let _ = stream.write_all(&message).await;
+    if stream.write_all(&message).await.is_ok() {
+        stream.close(&[]);
+    }
 }
 
 impl<'a> Visitor<'a> {

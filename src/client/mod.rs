@@ -220,6 +220,10 @@ async fn conclude(context: &Context, stream: Option<Stream>, ended: Ended, peer:
             context.counters.cancels.fetch_add(1, Ordering::Relaxed);
             let directory = &context.directory;
             context.cancels.cancel(&context.clients, &key, |server| directory.target_of(server)).await;
+            // libpq takes the end of a TLS connection without a close_notify for a request that failed.
+            if let Some(stream) = stream {
+                stream.close(&[]);
+            }
         }
         Ended::Refused(report) => {
             context.counters.refused.fetch_add(1, Ordering::Relaxed);
