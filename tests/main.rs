@@ -5,6 +5,7 @@
 
 mod differential;
 mod example_config;
+mod drivers;
 mod outdated_statements;
 mod smoke;
 mod support;
