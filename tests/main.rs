@@ -7,5 +7,6 @@ mod differential;
 mod example_config;
 mod drivers;
 mod outdated_statements;
+mod prepared_without_a_server;
 mod smoke;
 mod support;

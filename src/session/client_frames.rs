@@ -87,7 +87,7 @@ impl Session {
             } else {
                 match &mut server {
                     Some(server) => self.with_server(shared, input, cut, server, to_server, to_client)?,
-                    None => self.without_server(input, cut, to_client)?,
+                    None => self.without_server(shared, input, cut, to_client)?,
                 }
             };
             match fare {
@@ -118,7 +118,13 @@ impl Session {
     }
 
     /// A frame while no server is attached: nothing is owed, so what we answer goes out at once.
-    fn without_server(&mut self, input: &[u8], cut: Cut, to_client: &mut Vec<u8>) -> Result<Fare, Violation> {
+    fn without_server(
+        &mut self,
+        shared: &Interners,
+        input: &[u8],
+        cut: Cut,
+        to_client: &mut Vec<u8>,
+    ) -> Result<Fare, Violation> {
         if self.orphan.is_some() {
             return Ok(self.orphan(input, cut, to_client));
         }
@@ -149,6 +155,10 @@ impl Session {
             },
             FrontendTag::Terminate => Ok(Fare::Wait(Next::End)),
             FrontendTag::Password => Err(Violation::Client(frame::FrameError::Type(FrontendTag::Password.byte()))),
+            FrontendTag::Parse if self.knows_to_parse(shared, input, cut) => {
+                reply::message(to_client, BackendTag::ParseComplete, |_| {});
+                Ok(Fare::Done)
+            }
             FrontendTag::Query
             | FrontendTag::Parse
             | FrontendTag::Bind
@@ -161,6 +171,25 @@ impl Session {
                 Ok(Fare::Wait(Next::Server))
             }
         }
+    }
+
+    /// Prepares a text under a new name without a server, if one has parsed this text before.
+    ///
+    /// Preparing is all that pgbench does for as long as it takes, for all its clients: while it waits for a server for
+    /// one of them it does not go on with the others, who hold all servers in their transactions.
+    fn knows_to_parse(&mut self, shared: &Interners, input: &[u8], cut: Cut) -> bool {
+        if !cut.is_whole() {
+            return false;
+        }
+        let Ok(parse) = frontend::parse(cut.body(input)) else { return false };
+        if parse.name.is_empty() || !matches!(self.prepared.look_up(parse.name, self.batch), Lookup::Unknown) {
+            return false;
+        }
+        let Some(statement) = shared.statements.proven(parse.query, parse.types, &self.settings) else { return false };
+        self.counts.client_parses += 1;
+        let name = self.prepared.begin(parse.name, Some(statement), self.batch);
+        self.prepared.confirm(&name);
+        true
     }
 
     /// A frame while the client holds a failed transaction whose server is gone.

@@ -27,11 +27,18 @@ pub struct Statement {
     /// What is known of the text.
     pub analysis: Analysis,
     parse_key: Arc<[Setting]>,
+    /// Some server has parsed it.
+    proven: AtomicBool,
     /// A server refused it because what it reads has changed since it was parsed.
     outdated: AtomicBool,
 }
 
 impl Statement {
+    /// A server has parsed it: its text is known to be right.
+    pub(super) fn prove(&self) {
+        self.proven.store(true, Ordering::Relaxed);
+    }
+
     /// Whoever prepares this text from now on gets a statement that is parsed afresh, on every server; the names that
     /// stand for this one keep it, and meet the server's refusal as they would without us.
     pub fn retire(&self) {
@@ -109,11 +116,21 @@ impl StatementInterner {
             types: types.into(),
             analysis: analyse(),
             parse_key: Arc::clone(key.parse_key),
+            proven: AtomicBool::new(false),
             outdated: AtomicBool::new(false),
         });
         list.retain(|s| s.strong_count() > 0);
         list.push(Arc::downgrade(&statement));
         statement
+    }
+
+    /// The statement with this text and these types that some server is known to have parsed.
+    pub fn proven(&self, query: &[u8], types: &[u8], settings: &Settings) -> Option<Arc<Statement>> {
+        let key = Key { query, types, parse_key: settings.parse_key() };
+        let statements = self.statements.lock().unwrap_or_else(PoisonError::into_inner);
+        let list = statements.get(&key.hash())?;
+        let is_proven = |s: &Arc<Statement>| key.is_of(s) && !s.is_outdated() && s.proven.load(Ordering::Relaxed);
+        list.iter().filter_map(Weak::upgrade).find(is_proven)
     }
 
     /// How many statements are alive.

@@ -169,6 +169,7 @@ impl Session {
         match note {
             Note::Parsed { name, statement, sent } => {
                 if let Some(sent) = sent {
+                    statement.prove();
                     server.prepared.settle(statement.id, sent, true);
                 }
                 if let Some(name) = name {
