@@ -37,10 +37,12 @@ fn write_changes(from: &Settings, to: &Settings, held: &mut u32, out: &mut Vec<u
         reply::execute(out);
         sent(Kind::Execute { commits: false });
     }
-    // An empty simple query instead of Sync: it commits what was set just as well, but when the settings were refused
-    // the server skips it *and the client's message behind it*, up to a Sync that we have not sent. So a statement can
-    // never run under settings that are not its own, and still no round trip is spent to find out.
-    reply::query(out, "");
+    // A simple query instead of Sync: it commits what was set just as well, but when the settings were refused the server
+    // skips it *and the client's message behind it*, up to a Sync that we have not sent. So a statement can never run
+    // under settings that are not its own, and still no round trip is spent to find out. Not an empty one: from
+    // PostgreSQL 18 on that leaves the implicit transaction of the messages before it open (start_xact_command). Nor a
+    // bare COMMIT: the server's log would get a warning each time.
+    reply::query(out, "begin;commit");
     sent(Kind::Query { commits: false });
 }
 
@@ -60,7 +62,7 @@ impl Session {
             pipeline.push(Owed::swallow(kind));
         });
         server.prepared.set_statements = held;
-        // The empty query drops the unnamed statement.
+        // The simple query drops the unnamed statement.
         server.unnamed = None;
         server.settings = self.settings.clone();
     }
