@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "that is how a test fails")]
 #![allow(missing_docs, unreachable_pub, reason = "tests are their own documentation")]
 
+mod chaos;
 mod differential;
 mod example_config;
 mod drivers;

@@ -3,10 +3,12 @@
 #![allow(dead_code, reason = "a kit: it may hold more than the tests of one day use")]
 
 pub mod ambassador;
+pub mod chaos;
 pub mod client;
 pub mod random;
 
 pub use ambassador::Ambassador;
+pub use chaos::{Chaos, How, Rule, Way};
 pub use client::Client;
 pub use random::Random;
 
