@@ -138,15 +138,24 @@ pub struct ServerSide {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Params(Vec<(Box<str>, Box<str>)>);
 
+/// How many bytes of reported settings are kept for a server. PostgreSQL reports some fifteen short ones; a server that
+/// reports more than this wants to fill our memory (faults.md I16), and what does not fit is not kept.
+const MAX_PARAMS: usize = 64 * 1024;
+
 impl Params {
     /// Notes a reported value.
     pub fn set(&mut self, name: &str, value: &str) {
+        if self.get(name) == Some(value) {
+            return;
+        }
+        let others = self.0.iter().filter(|(n, _)| &**n != name);
+        // Names and values are never empty of cost: each takes an entry, too.
+        let kept: usize = others.map(|(n, v)| n.len() + v.len() + size_of::<(Box<str>, Box<str>)>()).sum();
+        if kept + name.len() + value.len() > MAX_PARAMS {
+            return;
+        }
         match self.0.iter_mut().find(|(n, _)| &**n == name) {
-            Some(slot) => {
-                if &*slot.1 != value {
-                    slot.1 = value.into();
-                }
-            }
+            Some(slot) => slot.1 = value.into(),
             None => self.0.push((name.into(), value.into())),
         }
     }
