@@ -291,7 +291,7 @@ impl Session {
                 SqlState::TRANSACTION_TIMEOUT,
                 SqlState::IDLE_SESSION_TIMEOUT,
             ];
-            if own_doing.contains(&report.code) {
+            if fields.code.is_some_and(|code| own_doing.contains(&code)) {
                 forward(cut, true, server, to_client);
                 return Err(Violation::Final(report));
             }
