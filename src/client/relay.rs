@@ -637,7 +637,10 @@ impl Relay {
                     self.quiet = true;
                     break;
                 }
-                Next::End => return Err(Stop::Client(End::Left)),
+                Next::End => {
+                    self.output.extend_from_slice(answer);
+                    return Err(Stop::Client(End::Left));
+                }
                 Next::Server => {
                     let now = self.clock.now();
                     match self.upstream.pools.try_lease(self.listed.entry.id, now) {
@@ -849,6 +852,12 @@ impl Relay {
             }
         };
         match stop {
+            // What was answered before a goodbye, or before a frame that is none, is still the client's.
+            Stop::Client(end @ (End::Left | End::Protocol(_))) => {
+                let last = std::mem::take(&mut self.output);
+                let _ = tokio::time::timeout(self.upstream.limits.last_word, self.stream.write_all(&last)).await;
+                end
+            }
             Stop::Client(end) => end,
             Stop::Told(report) => {
                 let last = std::mem::take(&mut self.output);

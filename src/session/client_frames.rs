@@ -73,9 +73,17 @@ impl Session {
                 }
                 self.body = None;
             }
-            let Some(Frame { tag, len }) = frame::frontend(&input[at..]).map_err(Violation::Client)? else {
-                break Next::Input;
+            let found = match frame::frontend(&input[at..]) {
+                Ok(Some(found)) => found,
+                Ok(None) => break Next::Input,
+                // PostgreSQL reads one message after the other: what was asked before is answered first.
+                Err(_) if server.as_ref().is_some_and(|server| server.will_settle()) => {
+                    wait_for_quiet(to_server);
+                    break Next::Quiet;
+                }
+                Err(error) => return Err(Violation::Client(error)),
             };
+            let Frame { tag, len } = found;
             let cut = Cut { tag, start: at, end: input.len().min(at + len), len };
             if !cut.is_whole() && wants_whole(tag, len) {
                 break Next::Input;
@@ -129,6 +137,8 @@ impl Session {
             return Ok(self.orphan(input, cut, to_client));
         }
         match cut.tag {
+            // These have no body: what a server says to one that has is for a server to say.
+            FrontendTag::Sync | FrontendTag::Flush if cut.len > HEADER => Ok(Fare::Wait(Next::Server)),
             FrontendTag::Sync => {
                 self.skipping = false;
                 reply::ready(to_client, self.tx);
@@ -317,7 +327,13 @@ impl Session {
                 self.batch = self.batch.wrapping_add(1);
                 to_server.pass(cut.range());
             }
-            FrontendTag::Flush => to_server.pass(cut.range()),
+            FrontendTag::Flush => {
+                // One with a body is malformed, and fails as any other message of a batch does.
+                if cut.len > HEADER && !server.in_copy_in() {
+                    server.pipeline.push(Owed::forward(Kind::Parse));
+                }
+                to_server.pass(cut.range());
+            }
             FrontendTag::CopyData => {
                 to_server.pass(cut.range());
                 self.pass_rest(cut);
@@ -331,6 +347,10 @@ impl Session {
                     server.skip_idle_markers();
                 }
                 to_server.pass(cut.range());
+            }
+            // The same for a goodbye, and for a password that nobody has asked for.
+            FrontendTag::Terminate | FrontendTag::Password if server.will_settle() => {
+                return Ok(wait_for_quiet(to_server));
             }
             FrontendTag::Terminate => return Ok(Fare::Wait(Next::End)),
             FrontendTag::Password => {
