@@ -9,5 +9,6 @@ mod example_config;
 mod drivers;
 mod outdated_statements;
 mod prepared_without_a_server;
+mod hostile;
 mod smoke;
 mod support;

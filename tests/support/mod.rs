@@ -5,11 +5,16 @@
 pub mod ambassador;
 pub mod chaos;
 pub mod client;
+pub mod dir;
+pub mod hostile;
 pub mod random;
+pub mod tls;
 
 pub use ambassador::Ambassador;
 pub use chaos::{Chaos, How, Rule, Way};
 pub use client::Client;
+pub use dir::Dir;
+pub use hostile::Hostile;
 pub use random::Random;
 
 use pg_ambassador::demo::binaries::Binaries;
