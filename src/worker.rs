@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::runtime;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// An address where clients come in.
 #[derive(Debug)]
@@ -36,8 +36,9 @@ struct Team {
 
 type Beat = Box<dyn Fn(usize) + Send + Sync>;
 
-/// A connection that one worker accepted for another, and the entrance it came through.
-type Arrival = (Accepted, Arc<Door>);
+/// A connection that one worker accepted for another, the entrance it came through, and its place among those who have
+/// not proven anything yet.
+type Arrival = (Accepted, Arc<Door>, OwnedSemaphorePermit);
 
 /// Running workers.
 #[derive(Debug)]
@@ -111,9 +112,9 @@ async fn work(
         tokio::select! {
             _ = beats.tick() => (team.beat)(at),
             arrival = arrivals.recv() => match arrival {
-                Some((accepted, door)) => {
+                Some((accepted, door, slot)) => {
                     if let Ok(socket) = accepted.into_socket() {
-                        welcome(&team, at, socket, door, None);
+                        welcome(&team, at, socket, door, slot);
                     }
                 }
                 None => return,
@@ -140,10 +141,10 @@ async fn accept(team: Arc<Team>, at: usize, entrance: usize, slots: Arc<Semaphor
             Ok(socket) => {
                 let lightest = team.lightest(at);
                 if lightest == at {
-                    welcome(&team, at, socket, Arc::clone(door), Some(slot));
+                    welcome(&team, at, socket, Arc::clone(door), slot);
                 } else if let Ok(accepted) = Accepted::from_socket(socket) {
                     team.loads[lightest].fetch_add(1, Ordering::Relaxed);
-                    let _ = team.hand_over[lightest].send((accepted, Arc::clone(door)));
+                    let _ = team.hand_over[lightest].send((accepted, Arc::clone(door), slot));
                     team.loads[lightest].fetch_sub(1, Ordering::Relaxed);
                 }
             }
@@ -167,13 +168,7 @@ impl Team {
 }
 
 /// Serves a connection in this worker.
-fn welcome(
-    team: &Arc<Team>,
-    at: usize,
-    socket: Socket,
-    door: Arc<Door>,
-    slot: Option<tokio::sync::OwnedSemaphorePermit>,
-) {
+fn welcome(team: &Arc<Team>, at: usize, socket: Socket, door: Arc<Door>, slot: OwnedSemaphorePermit) {
     if let Socket::Tcp(stream) = &socket
         && let Err(error) = team.socket.apply(stream)
     {

@@ -3,8 +3,8 @@
 use super::FrameError;
 use thiserror::Error;
 
-/// PostgreSQL's limit for a startup packet (`MAX_STARTUP_PACKET_LENGTH`, pqcomm.h).
-pub const MAX_PACKET: usize = 10_000;
+/// PostgreSQL's limit for a startup packet (`MAX_STARTUP_PACKET_LENGTH`, pqcomm.h), which does not count the length word.
+pub const MAX_PACKET: usize = 10_000 + 4;
 /// The first byte of a TLS record that carries a ClientHello: the client speaks TLS directly, without asking.
 pub const TLS_HANDSHAKE: u8 = 0x16;
 /// The newest minor version of protocol 3 that we speak.
@@ -309,11 +309,12 @@ mod tests {
 
     #[test]
     fn a_packet_length_outside_postgresqls_limits_is_refused() {
-        for len in [0u32, 4, 7, 10_001, u32::MAX, 1 << 31] {
+        for len in [0u32, 4, 7, 10_005, u32::MAX, 1 << 31] {
             assert_eq!(packet_len(&len.to_be_bytes()), Err(StartupError::Length), "{len}");
         }
         assert_eq!(packet_len(&[0, 0, 0]), Ok(None));
         assert_eq!(packet_len(&[0, 0, 0, 8]), Ok(Some(8)));
+        assert_eq!(packet_len(&10_004u32.to_be_bytes()), Ok(Some(10_004)));
     }
 
     #[test]
