@@ -11,4 +11,5 @@ mod outdated_statements;
 mod prepared_without_a_server;
 mod hostile;
 mod smoke;
+mod startup;
 mod support;
