@@ -290,8 +290,9 @@ impl Session {
                 let analysis = found.unwrap_or_else(|| self.analyse(cut, frontend::query(cut.body(input))));
                 server.dirty = server.dirty.and(analysis.effects);
                 let mut owed = Owed::forward(Kind::Query { commits: analysis.commits });
-                // A simple query drops the unnamed statement, wherever it was made.
-                if self.unnamed.is_some() || server.unnamed.is_some() {
+                // A simple query drops the unnamed statement, wherever it was made; unless it is skipped, and with it what
+                // would have made or dropped one before it.
+                if self.unnamed.is_some() || server.unnamed.is_some() || self.unnamed_pending.0 > 0 {
                     owed = owed.with(self.unnamed_dropped(server));
                 }
                 self.batch = self.batch.wrapping_add(1);

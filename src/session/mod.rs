@@ -322,9 +322,9 @@ impl ServerSide {
             && self.pipeline.copy != Copy::Both
     }
 
-    /// Whether it waits for COPY data.
+    /// Whether it waits for COPY data. Once their end was sent it does not: then it answers whatever comes behind.
     pub fn in_copy_in(&self) -> bool {
-        matches!(self.pipeline.copy, Copy::In { .. })
+        matches!(self.pipeline.copy, Copy::In { ended: false, .. })
     }
 
     /// Whether it sends COPY data or rows past a frame boundary right now: nothing of ours may be put in between.
