@@ -232,7 +232,9 @@ impl Resolver {
 
     fn auth(&mut self, tls: Option<&ListenerTls>) -> AuthConfig {
         let method = self.method("auth.method", Method::Trust);
-        let unix_method = self.method("auth.unix_method", method);
+        // Unix sockets have no certificates; who is at the other end is known there all the same.
+        let unix_default = if method == Method::Cert { Method::Peer } else { method };
+        let unix_method = self.method("auth.unix_method", unix_default);
         if method == Method::Peer {
             let place = self.0.place_of("auth.method");
             self.0.fault(place, "auth.method: peer works on unix sockets only: write it as auth.unix_method");
