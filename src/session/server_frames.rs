@@ -54,7 +54,7 @@ impl Session {
             let Some(Frame { tag, len }) = frame::backend(&input[at..]).map_err(Violation::Server)? else { break };
             let cut = Cut { tag, start: at, end: input.len().min(at + len), len };
             let whole = cut.end - cut.start == len;
-            if !whole && !streams(tag, len) {
+            if !whole && !streams(tag, len, cut.end - cut.start) {
                 break;
             }
             self.on_frame(input, cut, server, to_client)?;
@@ -394,8 +394,11 @@ fn forward(cut: Cut, pass: bool, server: &mut ServerSide, to_client: &mut Outbou
     }
 }
 
-/// Whether a frame may be handled before all of it is there.
-fn streams(tag: BackendTag, len: usize) -> bool {
+/// So much of a frame that streams past has to be there before it is handled, if its beginning is looked at.
+const BEGINNING: usize = 4096;
+
+/// Whether a frame of `len` bytes may be handled when only `arrived` bytes of it are there.
+fn streams(tag: BackendTag, len: usize, arrived: usize) -> bool {
     match tag {
         BackendTag::DataRow | BackendTag::CopyData => true,
         // Their beginning says all that matters here.
@@ -408,7 +411,7 @@ fn streams(tag: BackendTag, len: usize) -> bool {
         | BackendTag::CopyOut
         | BackendTag::CopyBoth
         | BackendTag::Notification
-        | BackendTag::ParameterStatus => len > WHOLE_FRAME,
+        | BackendTag::ParameterStatus => len > WHOLE_FRAME && arrived >= BEGINNING,
         BackendTag::Authentication
         | BackendTag::BackendKeyData
         | BackendTag::BindComplete
