@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "that is how a test fails")]
 #![allow(missing_docs, unreachable_pub, reason = "tests are their own documentation")]
 
+mod auth;
 mod chaos;
 mod differential;
 mod example_config;
@@ -13,3 +14,4 @@ mod hostile;
 mod smoke;
 mod startup;
 mod support;
+mod tls;
