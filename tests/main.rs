@@ -15,6 +15,7 @@ mod cancel;
 mod chaos;
 mod differential;
 mod leaving;
+mod server_loss;
 mod smoke;
 mod startup;
 mod support;

@@ -2,8 +2,10 @@
 
 use super::pipeline::{Copy, Kind, Note, Owed};
 use super::prepared::{Lookup, Presence, Statement};
-use super::{Body, Interners, Next, Orphan, Outbound, ServerSide, Session, Taken, Unnamed, Violation, WHOLE_FRAME};
-use crate::sql::{self, Analysis, Command, Effects};
+use super::{
+    Body, End, Interners, Next, Orphan, Outbound, ServerSide, Session, Taken, Unnamed, Violation, WHOLE_FRAME,
+};
+use crate::sql::{self, Analysis, Effects};
 use crate::wire::frame::{self, Frame, HEADER};
 use crate::wire::frontend::{self, Named};
 use crate::wire::{BackendTag, FrontendTag, Report, SqlState, TxStatus, reply};
@@ -134,7 +136,7 @@ impl Session {
         to_client: &mut Vec<u8>,
     ) -> Result<Fare, Violation> {
         if self.orphan.is_some() {
-            return Ok(self.orphan(input, cut, to_client));
+            return Ok(self.orphan(shared, input, cut, to_client));
         }
         match cut.tag {
             // These have no body: what a server says to one that has is for a server to say.
@@ -153,11 +155,7 @@ impl Session {
             FrontendTag::Close => match frontend::named(cut.body(input)) {
                 // No server holds anything under this client's names, and closing what does not exist is no error.
                 Ok(named) => {
-                    match named {
-                        Named::Statement(b"") => self.unnamed = None,
-                        Named::Statement(name) => self.prepared.remove(name),
-                        Named::Portal(_) => {}
-                    }
+                    self.close_without_server(named);
                     reply::message(to_client, BackendTag::CloseComplete, |_| {});
                     Ok(Fare::Done)
                 }
@@ -202,41 +200,66 @@ impl Session {
         true
     }
 
+    fn close_without_server(&mut self, named: Named<'_>) {
+        match named {
+            Named::Statement(b"") => self.unnamed = None,
+            Named::Statement(name) => self.prepared.remove(name),
+            Named::Portal(_) => {}
+        }
+    }
+
     /// A frame while the client holds a failed transaction whose server is gone.
-    fn orphan(&mut self, input: &[u8], cut: Cut, to_client: &mut Vec<u8>) -> Fare {
-        let ends = |text: &[u8]| {
-            let analysis = sql::analyse(text, self.standard_strings);
-            analysis.statements == 1 && matches!(analysis.first, Command::Commit | Command::Rollback)
-        };
+    fn orphan(&mut self, shared: &Interners, input: &[u8], cut: Cut, to_client: &mut Vec<u8>) -> Fare {
         match cut.tag {
             FrontendTag::Query => {
-                if ends(frontend::query(cut.body(input))) {
-                    self.end_orphan(to_client);
-                } else {
-                    self.failed_transaction().write(to_client);
+                match End::of(&sql::analyse(frontend::query(cut.body(input)), self.standard_strings)) {
+                    Some(end) => drop(self.end_orphan(end, to_client)),
+                    None => self.failed_transaction().write(to_client),
                 }
                 reply::ready(to_client, self.tx);
                 self.drop_rest(cut);
             }
             FrontendTag::Parse => match frontend::parse(cut.body(input)) {
-                Ok(parse) if ends(parse.query) => {
+                Ok(parse) if self.parse_in_orphan(shared, &parse) => {
                     reply::message(to_client, BackendTag::ParseComplete, |_| {});
                 }
                 _ => self.refuse_in_orphan(cut, to_client),
             },
             FrontendTag::Bind => {
-                reply::message(to_client, BackendTag::BindComplete, |_| {});
-                self.drop_rest(cut);
-            }
-            FrontendTag::Describe => {
-                if cut.body(input).first() == Some(&b'S') {
-                    reply::message(to_client, BackendTag::ParameterDescription, |body| body.extend([0, 0]));
+                let end = frontend::bind(cut.body(input)).ok().and_then(|bind| self.end_named(bind.statement));
+                match (end, &mut self.orphan) {
+                    (Some(_), Some(orphan)) => {
+                        orphan.bound = end;
+                        reply::message(to_client, BackendTag::BindComplete, |_| {});
+                        self.drop_rest(cut);
+                    }
+                    _ => self.refuse_in_orphan(cut, to_client),
                 }
-                reply::message(to_client, BackendTag::NoData, |_| {});
             }
-            FrontendTag::Execute => self.end_orphan(to_client),
-            FrontendTag::Close => reply::message(to_client, BackendTag::CloseComplete, |_| {}),
-            FrontendTag::Sync => reply::ready(to_client, self.tx),
+            FrontendTag::Describe => match frontend::named(cut.body(input)) {
+                Ok(Named::Statement(name)) if self.end_named(name).is_some() => {
+                    reply::message(to_client, BackendTag::ParameterDescription, |body| body.extend([0, 0]));
+                    reply::message(to_client, BackendTag::NoData, |_| {});
+                }
+                Ok(Named::Portal(_)) if self.orphan.as_ref().is_some_and(|orphan| orphan.bound.is_some()) => {
+                    reply::message(to_client, BackendTag::NoData, |_| {});
+                }
+                _ => self.refuse_in_orphan(cut, to_client),
+            },
+            FrontendTag::Execute => match self.orphan.as_ref().and_then(|orphan| orphan.bound) {
+                Some(end) => self.skipping = !self.end_orphan(end, to_client),
+                None => self.refuse_in_orphan(cut, to_client),
+            },
+            FrontendTag::Close => {
+                if let Ok(named) = frontend::named(cut.body(input)) {
+                    self.close_without_server(named);
+                }
+                reply::message(to_client, BackendTag::CloseComplete, |_| {});
+            }
+            FrontendTag::Sync => {
+                self.skipping = false;
+                reply::ready(to_client, self.tx);
+            }
             FrontendTag::FunctionCall => {
                 self.failed_transaction().write(to_client);
                 reply::ready(to_client, self.tx);
@@ -252,10 +275,53 @@ impl Session {
         Fare::Done
     }
 
-    fn end_orphan(&mut self, to_client: &mut Vec<u8>) {
-        reply::command_complete(to_client, "ROLLBACK");
-        self.orphan = None;
+    /// Takes a statement that ends the transaction; false for any other.
+    fn parse_in_orphan(&mut self, shared: &Interners, parse: &frontend::Parse<'_>) -> bool {
+        let analysis = sql::analyse(parse.query, self.standard_strings);
+        let Some(end) = End::of(&analysis) else { return false };
+        if parse.name.is_empty() {
+            if let Some(orphan) = &mut self.orphan {
+                orphan.parsed = Some(end);
+            }
+            return true;
+        }
+        if !matches!(self.prepared.look_up(parse.name, self.batch), Lookup::Unknown) {
+            return false;
+        }
+        let statement = shared.statements.intern(parse.query, parse.types, &self.settings, || analysis);
+        let name = self.prepared.begin(parse.name, Some(statement), self.batch);
+        self.prepared.confirm(&name);
+        true
+    }
+
+    /// How a prepared statement ends the transaction, if it does.
+    fn end_named(&self, name: &[u8]) -> Option<End> {
+        if name.is_empty() {
+            let parsed = self.orphan.as_ref().and_then(|orphan| orphan.parsed);
+            return parsed.or_else(|| self.unnamed.as_ref().and_then(|unnamed| End::of(&unnamed.analysis)));
+        }
+        match self.prepared.look_up(name, self.batch) {
+            Lookup::Known(_, statement) => End::of(&statement.analysis),
+            Lookup::Undecided | Lookup::Unknown => None,
+        }
+    }
+
+    /// The client ends its failed transaction; true if that went as it asked.
+    ///
+    /// It asked to commit, and nobody has told it yet that there is nothing to commit: that is an error. Where it was told,
+    /// PostgreSQL's answer to COMMIT is a quiet ROLLBACK.
+    fn end_orphan(&mut self, end: End, to_client: &mut Vec<u8>) -> bool {
         self.tx = TxStatus::Idle;
+        match (end, self.orphan.take().and_then(|orphan| orphan.untold)) {
+            (End::Commit, Some(untold)) => {
+                untold.write(to_client);
+                false
+            }
+            (End::Commit | End::Rollback, _) => {
+                reply::command_complete(to_client, "ROLLBACK");
+                true
+            }
+        }
     }
 
     fn refuse_in_orphan(&mut self, cut: Cut, to_client: &mut Vec<u8>) {
@@ -626,7 +692,7 @@ impl Session {
         report.write(to_client);
         self.analysed = None;
         if self.tx != TxStatus::Idle {
-            self.orphan = Some(Orphan { untold: None });
+            self.orphan = Some(Orphan::default());
             self.tx = TxStatus::Failed;
         }
         let Some(Frame { tag, len }) = frame::frontend(input).map_err(Violation::Client)? else { return Ok(0) };

@@ -71,7 +71,8 @@ impl Session {
             self.skipping = true;
         }
         self.tx = status;
-        self.orphan = (status == TxStatus::Failed).then(|| Orphan { untold: idle.then_some(report) });
+        self.orphan =
+            (status == TxStatus::Failed).then(|| Orphan { untold: idle.then_some(report), ..Orphan::default() });
         ServerLoss::Survived
     }
 }

@@ -13,7 +13,7 @@ mod replay;
 mod server_frames;
 pub mod settings;
 
-use crate::sql::{Analysis, Effects};
+use crate::sql::{Analysis, Command, Effects};
 use crate::wire::{FrameError, Report, TxStatus};
 use pipeline::{Copy, Pipeline};
 use prepared::{ClientPrepared, ServerPrepared, StatementInterner};
@@ -101,10 +101,33 @@ struct Unnamed {
 }
 
 /// A failed transaction without a server.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Orphan {
     /// What happened, if the client has not been told yet: it was idle at that time.
     untold: Option<Report>,
+    /// What the unnamed statement is that was made in it.
+    parsed: Option<End>,
+    /// What was bound last.
+    bound: Option<End>,
+}
+
+/// How a client ends its transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Commit,
+    Rollback,
+}
+
+impl End {
+    /// The statement's, if that is what it does and all it does.
+    fn of(analysis: &Analysis) -> Option<Self> {
+        match analysis.first {
+            _ if analysis.statements != 1 => None,
+            Command::Commit => Some(Self::Commit),
+            Command::Rollback => Some(Self::Rollback),
+            Command::Empty | Command::Begin | Command::Other => None,
+        }
+    }
 }
 
 /// The rest of a frame that streams past.
