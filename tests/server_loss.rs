@@ -439,7 +439,7 @@ fn ambassador_lets_go(ambassador: &Ambassador) {
 #[test]
 fn i09_nothing_is_sent_twice_whatever_is_killed() {
     const CLIENTS: u64 = 6;
-    const STATEMENTS: u64 = 120;
+    const STATEMENTS: u64 = 60;
     let mut direct = Client::new(shared().port());
     direct.query("drop table if exists loss_ledger; create table loss_ledger (client int, seq int)");
     let chaos = Chaos::start(shared().port());
@@ -451,8 +451,8 @@ fn i09_nothing_is_sent_twice_whatever_is_killed() {
             let mut random = Random::new(9);
             let mut direct = Client::new(shared().port());
             while !over.load(Ordering::Relaxed) {
-                std::thread::sleep(Duration::from_millis(random.below(25) as u64));
-                match random.below(3) {
+                std::thread::sleep(Duration::from_millis(20 + random.below(60) as u64));
+                match random.below(6) {
                     0 => drop(chaos.end_all(How::Reset)),
                     1 => drop(chaos.end_all(How::Close)),
                     _ => {

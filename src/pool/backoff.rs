@@ -13,6 +13,8 @@ const REFUSED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_se
 pub(super) struct Backoff {
     failures: u32,
     until: Option<Instant>,
+    /// When the last failure was counted.
+    failed_at: Option<Instant>,
     refused: Option<Arc<DialError>>,
     pub(super) reconnected_at: Option<Instant>,
 }
@@ -43,7 +45,13 @@ impl Backoff {
         }
     }
 
-    pub(super) fn failed(&mut self, now: Instant) {
+    /// An attempt that began at `began` failed.
+    pub(super) fn failed(&mut self, began: Instant, now: Instant) {
+        // Attempts made side by side fail for one reason: they are one failure.
+        if self.failed_at.is_some_and(|at| began < at) && self.until.is_some() {
+            return;
+        }
+        self.failed_at = Some(now);
         self.failures = self.failures.saturating_add(1);
         self.refused = None;
         self.until = Some(now + pause(RETRY, self.failures));
@@ -78,7 +86,7 @@ mod tests {
         let mut backoff = Backoff::default();
         for (failures, longest) in [(1, 50), (2, 100), (3, 200), (8, 5_000), (30, 5_000)] {
             while backoff.failures < failures {
-                backoff.failed(now);
+                backoff.failed(now, now);
             }
             let Wait::Until(until) = backoff.wait(now) else { panic!() };
             let (least, most) = (Duration::from_millis(longest / 2), Duration::from_millis(longest));
@@ -86,6 +94,19 @@ mod tests {
         }
         backoff.succeeded();
         assert!(matches!(backoff.wait(now), Wait::Go));
+    }
+
+    #[test]
+    fn i23_attempts_that_fail_side_by_side_are_one_failure() {
+        let (began, now) = (Instant::now(), Instant::now() + Duration::from_millis(10));
+        let mut backoff = Backoff::default();
+        for _ in 0..4 {
+            backoff.failed(began, now);
+        }
+        let Wait::Until(until) = backoff.wait(now) else { panic!() };
+        assert!(until - now <= Duration::from_millis(50));
+        backoff.failed(until, until);
+        assert_eq!(backoff.failures, 2);
     }
 
     #[test]

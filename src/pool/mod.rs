@@ -424,6 +424,7 @@ impl Pool {
             if !matches!(lock(&self.backoff).wait(Instant::now()), backoff::Wait::Go) {
                 continue;
             }
+            let began = Instant::now();
             let dialled = self.dial().await;
             drop(slot);
             match dialled {
@@ -451,9 +452,9 @@ impl Pool {
                                 self.shrink(live);
                                 return Ok(None);
                             }
-                            lock(&self.backoff).failed(Instant::now());
+                            lock(&self.backoff).failed(began, Instant::now());
                         }
-                        Verdict::Retry => lock(&self.backoff).failed(Instant::now()),
+                        Verdict::Retry => lock(&self.backoff).failed(began, Instant::now()),
                     }
                     if tokio::time::Instant::now() >= deadline {
                         return Err(timeout());
