@@ -4,17 +4,15 @@
 #![allow(missing_docs, unreachable_pub, reason = "tests are their own documentation")]
 
 mod auth;
-mod chaos;
-mod differential;
-mod example_config;
-mod drivers;
-mod outdated_statements;
-mod prepared_without_a_server;
-mod hostile;
 mod cancel;
 mod chaos;
 mod differential;
+mod drivers;
+mod example_config;
+mod hostile;
 mod leaving;
+mod outdated_statements;
+mod prepared_without_a_server;
 mod server_loss;
 mod smoke;
 mod startup;
