@@ -226,8 +226,10 @@ impl Pipeline {
             !stray
         });
         let ended = self.owed.iter().any(|o| o.kind == Kind::CopyEnd);
-        // With the Sync gone the batch is open again, until the Sync behind the data.
-        if !ended && matches!(self.owed.front(), Some(Owed { kind: Kind::Execute { .. }, .. })) {
+        // With the Sync gone the batch is open again, until the Sync behind the data; that may be on its way already.
+        let ends = |o: &Owed| matches!(o.kind, Kind::Sync | Kind::Query { .. } | Kind::Function);
+        let closed = self.owed.iter().skip_while(|o| o.kind != Kind::CopyEnd).any(ends);
+        if !closed && matches!(self.owed.front(), Some(Owed { kind: Kind::Execute { .. }, .. })) {
             self.batch_open = true;
         }
         self.copy = Copy::In { stray_syncs: 0, ended };
@@ -272,6 +274,22 @@ mod tests {
         pipeline.copy_ends();
         pipeline.owed.pop_front();
         assert_eq!(kinds(&pipeline), [Kind::Sync]);
+    }
+
+    #[test]
+    fn i01_a_copy_whose_end_came_early_leaves_its_batch_open_until_its_own_sync() {
+        let execute = Kind::Execute { commits: false };
+        let mut pipeline = Pipeline::new();
+        for kind in [execute, Kind::Sync, Kind::CopyEnd] {
+            pipeline.push(Owed::forward(kind));
+        }
+        pipeline.copy_in_begins();
+        pipeline.copy_ends();
+        pipeline.owed.pop_front();
+        assert!(pipeline.owed.is_empty() && !pipeline.is_free(), "what was copied is not committed yet");
+        pipeline.push(Owed::forward(Kind::Sync));
+        pipeline.owed.pop_front();
+        assert!(pipeline.is_free());
     }
 
     #[test]

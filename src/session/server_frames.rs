@@ -136,7 +136,8 @@ impl Session {
             BackendTag::CommandComplete => self.command_complete(backend::command_tag(body), server),
             BackendTag::CopyIn => server.pipeline.copy_in_begins(),
             BackendTag::CopyOut => server.pipeline.copy = Copy::Out,
-            BackendTag::CopyBoth => server.pipeline.copy = Copy::Both,
+            // From here on nothing is counted: whatever comes, this connection serves nobody else.
+            BackendTag::CopyBoth => (server.pipeline.copy, server.pipeline.ambiguous) = (Copy::Both, true),
             _ => {}
         }
         forward(cut, pass, server, to_client);
