@@ -6,6 +6,7 @@
 mod auth;
 mod cancel;
 mod chaos;
+mod cuts;
 mod differential;
 mod drivers;
 mod example_config;
