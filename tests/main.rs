@@ -13,6 +13,7 @@ mod example_config;
 mod hostile;
 mod leaving;
 mod outdated_statements;
+mod pooling;
 mod prepared_without_a_server;
 mod server_loss;
 mod smoke;

@@ -1,7 +1,7 @@
 //! Which pools serve a client: by the database and user it names, made when the first one asks.
 
 use super::poolset::{PoolSet, Wanted};
-use super::{Node, NodeLimits, PoolConfig, PoolName, Totals, lock};
+use super::{Node, PoolConfig, PoolName, Totals, lock};
 use crate::credentials::{Fixed, Proof, Source};
 use crate::net::tls::{SslMode, TlsError, UpstreamTls};
 use crate::net::{Address, SocketOptions};
@@ -89,6 +89,8 @@ pub struct Database {
 struct DatabaseState {
     disabled: AtomicBool,
     clients: Arc<AtomicUsize>,
+    /// Places for connections on each server, where there is a limit. It does not change while the program runs.
+    connections: Mutex<HashMap<Address, Arc<Semaphore>>>,
     /// What happened in pools that were forgotten.
     retired: Mutex<Totals>,
 }
@@ -197,8 +199,7 @@ impl Directory {
             } else {
                 None
             };
-            let limits = NodeLimits { connections: database.max_connections, dials: config.dials_per_node };
-            let nodes = database.nodes.iter().map(|address| self.node(address, limits)).collect();
+            let nodes = database.nodes.iter().map(|address| self.node(address, config.dials_per_node)).collect();
             let shared = before.databases.get(&database.name).map(|old| Arc::clone(&old.shared)).unwrap_or_default();
             let made = Database { config: database.clone(), tls, nodes, shared };
             databases.insert(database.name.clone(), Arc::new(made));
@@ -206,9 +207,9 @@ impl Directory {
         Ok(Known { databases, users: config.users.clone() })
     }
 
-    fn node(&self, address: &Address, limits: NodeLimits) -> Arc<Node> {
+    fn node(&self, address: &Address, dials: usize) -> Arc<Node> {
         let mut nodes = lock(&self.nodes);
-        Arc::clone(nodes.entry(address.clone()).or_insert_with(|| Node::new(address.clone(), limits)))
+        Arc::clone(nodes.entry(address.clone()).or_insert_with(|| Node::new(address.clone(), dials)))
     }
 
     fn current(&self) -> Arc<Known> {
@@ -288,7 +289,11 @@ impl Directory {
             settings: replication.as_ref().map(|r| r.settings.clone()).unwrap_or_default(),
             prepared_limit: config.prepared_limit,
         };
-        let targets = database.nodes.iter().map(|node| (Arc::clone(node), target(node))).collect();
+        let limits = |node: &Arc<Node>| {
+            let of_database = config.max_connections.map(|limit| database.shared.places(&node.address, limit));
+            of_database.into_iter().chain(user_connections.clone()).collect()
+        };
+        let targets = database.nodes.iter().map(|node| (Arc::clone(node), target(node), limits(node))).collect();
         Wanted {
             targets,
             pool,
@@ -296,7 +301,6 @@ impl Directory {
             own_source,
             mode: if replication.is_some() { PoolMode::Session } else { user.mode.unwrap_or(config.mode) },
             defaults: self.interners.settings.intern::<&str, &str>([]),
-            user_connections,
             telemetry: Arc::clone(&self.telemetry),
             clients: [(Arc::clone(&database.shared.clients), config.max_clients), (user_clients, user.max_clients)],
             database: Arc::clone(&database),
@@ -371,6 +375,13 @@ impl Directory {
             }
             !forget
         });
+    }
+}
+
+impl DatabaseState {
+    fn places(&self, address: &Address, limit: usize) -> Arc<Semaphore> {
+        let mut connections = lock(&self.connections);
+        Arc::clone(connections.entry(address.clone()).or_insert_with(|| Arc::new(Semaphore::new(limit))))
     }
 }
 

@@ -16,7 +16,7 @@ mod stats;
 pub use directory::{Database, DatabaseConfig, Directory, DirectoryConfig, UserConfig};
 pub use error::LeaseError;
 pub use gate::GateState;
-pub use node::{Node, NodeLimits};
+pub use node::Node;
 pub use poolset::{Full, Member, PoolSet};
 pub use stats::{Stats, Totals};
 
@@ -37,11 +37,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 
 /// A connection that was used this recently was seen alive this recently: no need to ask the kernel again.
 const HOT: Duration = Duration::from_millis(2);
+/// How often who waits for a place within a limit looks whether there is something else to wait for.
+const LOOK_FOR_ROOM: Duration = Duration::from_millis(50);
 /// How long a pool makes do with fewer connections after the server said that it is full.
 const FULL_RETRY: Duration = Duration::from_secs(5);
 
@@ -97,10 +99,12 @@ pub struct Pool {
     /// Why the last attempt to connect failed, until one succeeds.
     last_error: Mutex<Option<Arc<DialError>>>,
     welcomes: Mutex<Vec<(Settings, Arc<Params>)>>,
-    /// The limit of connections of this pool's user over all pools.
-    user_limit: Option<Arc<Semaphore>>,
+    /// Limits of connections that hold over several pools, in the order in which places are taken.
+    limits: Vec<Arc<Semaphore>>,
     telemetry: Arc<Telemetry>,
     shrunk: Mutex<Option<Instant>>,
+    /// The number of seats it is to have as soon as that is possible.
+    postponed_size: Mutex<Option<usize>>,
     paranoid: bool,
     /// Somebody has ever been served: the server side of this pool works, or did.
     pub proven: AtomicBool,
@@ -145,6 +149,17 @@ impl Drop for Taken {
             drop(Object::take(seat));
         }
     }
+}
+
+/// Places within limits, held by the connection they are for.
+type HeldPlaces = Vec<Box<dyn crate::server::Held>>;
+
+/// What came of waiting for places.
+enum Places {
+    Held(HeldPlaces),
+    /// None, but the pool has so many connections.
+    Enough(usize),
+    None,
 }
 
 /// A connection on loan. Dropped, it is closed: only [`Lease::finish`] gives it back.
@@ -219,7 +234,7 @@ impl Lease {
     #[inline]
     fn put_back(self) {
         let Self { server, seat, pool } = self;
-        if pool.is_outdated(&server, server.idle_since) {
+        if pool.is_outdated(&server, server.idle_since) || pool.must_make_room() {
             server.close();
             return;
         }
@@ -278,7 +293,7 @@ impl Pool {
         config: PoolConfig,
         source: Arc<dyn Source>,
         defaults: Settings,
-        user_limit: Option<Arc<Semaphore>>,
+        limits: Vec<Arc<Semaphore>>,
         telemetry: Arc<Telemetry>,
     ) -> Arc<Self> {
         let seats = managed::Pool::builder(Seats).max_size(config.size).queue_mode(QueueMode::Lifo);
@@ -299,9 +314,10 @@ impl Pool {
             servers: Mutex::default(),
             last_error: Mutex::default(),
             welcomes: Mutex::default(),
-            user_limit,
+            limits,
             telemetry,
             shrunk: Mutex::new(None),
+            postponed_size: Mutex::new(None),
             paranoid: config.paranoid,
             config: RwLock::new(Arc::new(config)),
             proven: AtomicBool::new(false),
@@ -311,13 +327,11 @@ impl Pool {
     /// A connection if one is idle right now. Never waits, never dials.
     #[inline]
     pub fn try_lease(self: &Arc<Self>, client: u64, now: Instant) -> Option<Lease> {
-        const AT_ONCE: Timeouts = Timeouts { wait: Some(Duration::ZERO), create: None, recycle: None };
         loop {
             if !self.gate.is_open() {
                 return None;
             }
-            let got = pin!(self.seats.timeout_get(&AT_ONCE)).poll(&mut Context::from_waker(Waker::noop()));
-            let Poll::Ready(Ok(mut seat)) = got else { return None };
+            let mut seat = self.free_seat()?;
             let server = seat.0.take();
             let seat = Taken(Some(seat));
             // An empty seat has to be dialled for; giving it up lets the caller queue for it in its turn.
@@ -361,6 +375,7 @@ impl Pool {
     /// The same for a caller that keeps the time itself: `deadline` only bounds attempts to connect. When it has passed
     /// the caller drops the future and asks [`Pool::timed_out`] for the reason.
     pub async fn lease(self: &Arc<Self>, client: u64, deadline: Instant) -> Result<Lease, LeaseError> {
+        let started = Instant::now();
         loop {
             if !self.gate.is_open() {
                 self.gate.opened().await;
@@ -382,7 +397,7 @@ impl Pool {
                 }
             }
             // Boxed: the rare case must not make the common one large.
-            match Box::pin(self.fill(deadline.into())).await? {
+            match Box::pin(self.fill(started, deadline.into())).await? {
                 Some(server) => {
                     self.stats.count_assignment();
                     server.entry.set_state(ServerState::Active);
@@ -398,8 +413,12 @@ impl Pool {
     /// Dials until there is a connection, `deadline` passes, or it makes no sense any more.
     ///
     /// `Ok(None)`: the server takes no more connections, but this pool has some to queue for.
-    async fn fill(self: &Arc<Self>, deadline: tokio::time::Instant) -> Result<Option<Box<Server>>, LeaseError> {
-        let timeout = || self.timed_out(Duration::ZERO);
+    async fn fill(
+        self: &Arc<Self>,
+        started: Instant,
+        deadline: tokio::time::Instant,
+    ) -> Result<Option<Box<Server>>, LeaseError> {
+        let timeout = || self.timed_out(started.elapsed());
         loop {
             let wait = lock(&self.backoff).wait(Instant::now());
             match wait {
@@ -414,8 +433,16 @@ impl Pool {
                 }
                 backoff::Wait::Refused(error) => return Err(LeaseError::Upstream(error)),
             }
-            let Ok(held) = timeout_at(deadline, self.acquire_places()).await else {
-                return Err(timeout());
+            let held = match self.try_places() {
+                Some(held) => held,
+                None => match self.wait_for_places(deadline).await {
+                    Places::Held(held) => held,
+                    Places::Enough(live) => {
+                        self.shrink(live, "a limit of connections is reached");
+                        return Ok(None);
+                    }
+                    Places::None => return Err(timeout()),
+                },
             };
             let Ok(slot) = timeout_at(deadline, self.node.dial_slot()).await else {
                 return Err(timeout());
@@ -449,7 +476,7 @@ impl Pool {
                         Verdict::Full => {
                             let live = lock(&self.servers).len();
                             if live > 0 {
-                                self.shrink(live);
+                                self.shrink(live, "the server is full");
                                 return Ok(None);
                             }
                             lock(&self.backoff).failed(began, Instant::now());
@@ -464,30 +491,47 @@ impl Pool {
         }
     }
 
-    /// Places within the limits of the node and the user, in this order.
-    async fn acquire_places(&self) -> Vec<Box<dyn crate::server::Held>> {
-        let mut held: Vec<Box<dyn crate::server::Held>> = Vec::new();
-        if let Some(limit) = self.node.connection_limit()
-            && let Some(permit) = self.acquire(limit).await
-        {
-            held.push(Box::new(permit));
+    /// Places within all limits, if they are to be had right now.
+    fn try_places(&self) -> Option<HeldPlaces> {
+        let mut held: HeldPlaces = Vec::with_capacity(self.limits.len() + 1);
+        for limit in &self.limits {
+            held.push(Box::new(Arc::clone(limit).try_acquire_owned().ok()?));
         }
-        if let Some(limit) = &self.user_limit
-            && let Some(permit) = self.acquire(Arc::clone(limit)).await
-        {
-            held.push(Box::new(permit));
-        }
-        held
+        Some(held)
     }
 
-    async fn acquire(&self, limit: Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
-        if let Ok(permit) = Arc::clone(&limit).try_acquire_owned() {
-            return Some(permit);
+    /// Waits for places within all limits, unless there are connections of this pool's own to queue for.
+    async fn wait_for_places(&self, deadline: tokio::time::Instant) -> Places {
+        let mut places = pin!(async {
+            let mut held: HeldPlaces = Vec::with_capacity(self.limits.len() + 1);
+            for limit in &self.limits {
+                // Always in the same order. The semaphores are never closed.
+                if let Ok(permit) = Arc::clone(limit).acquire_owned().await {
+                    held.push(Box::new(permit));
+                }
+            }
+            held
+        });
+        loop {
+            let live = self.connections();
+            if live > 0 {
+                return Places::Enough(live);
+            }
+            // Somebody else's connection is worth less than the first one here.
+            self.node.wants_room();
+            let look_again = tokio::time::Instant::now() + LOOK_FOR_ROOM;
+            match timeout_at(look_again.min(deadline), places.as_mut()).await {
+                Ok(held) => return Places::Held(held),
+                Err(_) if tokio::time::Instant::now() >= deadline => return Places::None,
+                Err(_) => {}
+            }
         }
-        // Somebody else's idle connection is worth less than what a client waits for.
-        self.node.wants_room();
-        // The semaphores are never closed.
-        limit.acquire_owned().await.ok()
+    }
+
+    /// Whether a connection that comes back has to be given up, because another pool has none and no place for one.
+    #[inline]
+    fn must_make_room(&self) -> bool {
+        !self.limits.is_empty() && self.node.is_crowded()
     }
 
     /// One attempt, and with a credential that may have been outdated a second.
@@ -531,13 +575,59 @@ impl Pool {
         Ok(server)
     }
 
-    fn shrink(&self, to: usize) {
+    fn shrink(&self, to: usize, why: &'static str) {
         let mut shrunk = lock(&self.shrunk);
         if shrunk.is_none() {
-            tracing::warn!(pool = %self.name, node = %self.node.address, connections = to, "the server is full: making do with the connections there are");
+            tracing::warn!(pool = %self.name, node = %self.node.address, connections = to, "{why}: making do with the connections there are");
         }
         *shrunk = Some(Instant::now());
-        self.seats.resize(to);
+        self.resize(to);
+    }
+
+    /// Changes the number of seats, at once or, where that is not possible yet, when it is.
+    ///
+    /// deadpool takes a seat back only if it was ever made, and counts on nobody having more than there are when it makes
+    /// new ones; else it would hand out more than it was asked to. So all seats are made before it shrinks, and it grows
+    /// when the last shrinking is over.
+    fn resize(&self, size: usize) {
+        let mut postponed = lock(&self.postponed_size);
+        *postponed = None;
+        let now = self.seats.status();
+        if size == now.max_size {
+            return;
+        }
+        if size > now.max_size && now.size > now.max_size {
+            *postponed = Some(size);
+            return;
+        }
+        let mut free = Vec::new();
+        if size < now.max_size {
+            while let Some(seat) = self.free_seat() {
+                free.push(Taken(Some(seat)));
+            }
+        }
+        self.seats.resize(size);
+        // Empty ones go first, then those that were unused for longest: the last one is what is used next.
+        free.retain(|seat| seat.0.as_ref().is_some_and(|seat| seat.0.is_some()));
+        for mut taken in free.into_iter().rev() {
+            let status = self.seats.status();
+            match taken.0.as_mut().and_then(|seat| seat.0.take()) {
+                Some(server) if status.size > status.max_size => server.close(),
+                Some(server) => taken.put(server),
+                None => {}
+            }
+        }
+    }
+
+    /// A seat that nobody has and nobody waits for.
+    #[inline]
+    fn free_seat(&self) -> Option<Object<Seats>> {
+        const AT_ONCE: Timeouts = Timeouts { wait: Some(Duration::ZERO), create: None, recycle: None };
+        let got = pin!(self.seats.timeout_get(&AT_ONCE)).poll(&mut Context::from_waker(Waker::noop()));
+        match got {
+            Poll::Ready(Ok(seat)) => Some(seat),
+            Poll::Ready(Err(_)) | Poll::Pending => None,
+        }
     }
 
     /// Why there was no connection after so long a wait.
@@ -589,7 +679,7 @@ impl Pool {
     pub fn reconfigure(&self, config: PoolConfig) {
         let mut slot = self.config.write().unwrap_or_else(PoisonError::into_inner);
         if **slot != config {
-            self.seats.resize(config.size);
+            self.resize(config.size);
             *slot = Arc::new(config);
         }
     }
@@ -677,7 +767,12 @@ impl Pool {
         let mut shrunk = lock(&self.shrunk);
         if shrunk.is_some_and(|since| now.saturating_duration_since(since) >= FULL_RETRY) {
             *shrunk = None;
-            self.seats.resize(config.size);
+            self.resize(config.size);
+        }
+        drop(shrunk);
+        let postponed = *lock(&self.postponed_size);
+        if let Some(size) = postponed {
+            self.resize(size);
         }
     }
 
@@ -688,9 +783,9 @@ impl Pool {
             return;
         }
         if longest >= config.reserve_after {
-            self.seats.resize(config.size + config.reserve);
+            self.resize(config.size + config.reserve);
         } else if longest.is_zero() {
-            self.seats.resize(config.size);
+            self.resize(config.size);
         }
     }
 
@@ -704,7 +799,7 @@ impl Pool {
             if seat.0.is_some() {
                 return;
             }
-            match self.fill(deadline.into()).await {
+            match self.fill(Instant::now(), deadline.into()).await {
                 Ok(Some(server)) => {
                     server.entry.set_state(ServerState::Idle);
                     seat.0 = Some(server);

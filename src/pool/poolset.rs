@@ -15,14 +15,14 @@ use tokio::sync::Semaphore;
 /// What a set of pools should be like.
 pub(super) struct Wanted {
     pub(super) database: Arc<Database>,
-    pub(super) targets: Vec<(Arc<Node>, Target)>,
+    /// Its servers, and the limits of connections to each that hold over several pools.
+    pub(super) targets: Vec<(Arc<Node>, Target, Vec<Arc<Semaphore>>)>,
     pub(super) pool: PoolConfig,
     pub(super) source: Arc<dyn Source>,
     /// The source was made from the configuration.
     pub(super) own_source: bool,
     pub(super) mode: PoolMode,
     pub(super) defaults: Settings,
-    pub(super) user_connections: Option<Arc<Semaphore>>,
     pub(super) telemetry: Arc<Telemetry>,
     /// Clients of the database and of the user, and how many there may be.
     pub(super) clients: [(Arc<AtomicUsize>, Option<usize>); 2],
@@ -263,7 +263,7 @@ impl PoolSet {
 
 impl State {
     fn new(name: &PoolName, wanted: &Wanted, old: &[Arc<Pool>]) -> Self {
-        let pool = |(node, target): &(Arc<Node>, Target)| {
+        let pool = |(node, target, limits): &(Arc<Node>, Target, Vec<Arc<Semaphore>>)| {
             if let Some(pool) = old.iter().find(|pool| Arc::ptr_eq(&pool.node, node)) {
                 pool.reconfigure(wanted.pool.clone());
                 pool.retarget(target.clone());
@@ -279,7 +279,7 @@ impl State {
                 wanted.pool.clone(),
                 Arc::clone(&wanted.source),
                 wanted.defaults.clone(),
-                wanted.user_connections.clone(),
+                limits.clone(),
                 Arc::clone(&wanted.telemetry),
             )
         };
