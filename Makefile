@@ -18,7 +18,7 @@ demo: ## A throw-away PostgreSQL primary with two replicas, the ambassador in fr
 	@scripts/demo
 
 test: ## All tests, against real PostgreSQL servers
-	@bindir=$$(scripts/setup --tls) && PG_BINDIR="$$bindir" $(CARGO) test $(LOCKED)
+	@scripts/drivers && bindir=$$(scripts/setup --tls) && PG_BINDIR="$$bindir" $(CARGO) test $(LOCKED)
 
 lint: ## Formatting, clippy, documentation, licences and advisories
 	$(CARGO) fmt --check
