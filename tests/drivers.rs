@@ -182,3 +182,18 @@ fn pgjdbc(database: &str, way: Way) {
     // Quick to start rather than quick in the long run.
     run_fetched("java", "Pgjdbc.java", &["java", "-XX:TieredStopAtLevel=1"], "CLASSPATH", database, way);
 }
+
+#[test]
+fn a_refused_client_is_told_how_long_it_waited_and_logged_with_its_plain_address() {
+    let port = pg_ambassador::demo::cluster::free_port().unwrap();
+    let url = format!("postgres://127.0.0.1:{port}/?sslmode=disable");
+    let ambassador = Ambassador::start(&[&url, "--checkout-timeout", "300ms"]);
+    let params = [("user", "postgres"), ("database", "postgres")];
+    let error = crate::support::Client::try_login(ambassador.port, &params).err().expect("there is no server");
+    assert_eq!(error.code(), "57P03");
+    let detail = error.field(b'D').unwrap();
+    let waited = detail.split("waited_ms=").nth(1).unwrap().split(' ').next().unwrap();
+    assert!(waited.parse::<u64>().unwrap() > 0, "{detail}");
+    crate::support::wait_until("the refusal is logged", || ambassador.log().contains("refused: "));
+    assert!(ambassador.log().contains("peer=127.0.0.1:"), "{}", ambassador.log());
+}

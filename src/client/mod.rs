@@ -148,7 +148,7 @@ pub async fn serve(
     context.counters.accepted.fetch_add(1, Ordering::Relaxed);
     let peer = stream.socket().peer();
     let Some((relay, id)) = open(&context, &door, stream, slot).await else { return };
-    tracing::debug!(client = id, ?peer, "logged in");
+    tracing::debug!(client = id, peer = peer.map(tracing::field::display), "logged in");
     tokio::spawn(Serving::new(relay, move |end| {
         conclude_session(&context, id, end);
         drop(load);
@@ -183,7 +183,7 @@ async fn open(context: &Arc<Context>, door: &Door, stream: Stream, slot: impl Se
         // Silently: whoever is this slow does not listen either.
         Err(_) => {
             context.counters.timeouts.fetch_add(1, Ordering::Relaxed);
-            tracing::info!(?peer, "login timeout");
+            tracing::info!(peer = peer.map(tracing::field::display), "login timeout");
             return None;
         }
     };
@@ -227,15 +227,17 @@ async fn conclude(context: &Context, stream: Option<Stream>, ended: Ended, peer:
         }
         Ended::Refused(report) => {
             context.counters.refused.fetch_add(1, Ordering::Relaxed);
-            tracing::info!(?peer, sqlstate = %report.code, "refused: {}", report.message);
+            tracing::info!(peer = peer.map(tracing::field::display), sqlstate = %report.code, "refused: {}", report.message);
             if let Some(stream) = stream {
                 let _ = tokio::time::timeout(Duration::from_secs(1), login::refuse(stream, &report)).await;
             }
         }
         Ended::Silently(why) => {
             context.counters.violations.fetch_add(1, Ordering::Relaxed);
-            tracing::debug!(?peer, "closed: {why}");
+            tracing::debug!(peer = peer.map(tracing::field::display), "closed: {why}");
         }
-        Ended::Io(error) => tracing::debug!(?peer, %error, "connection lost during the login"),
+        Ended::Io(error) => {
+            tracing::debug!(peer = peer.map(tracing::field::display), %error, "connection lost during the login")
+        }
     }
 }
