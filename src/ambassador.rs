@@ -32,10 +32,12 @@ const FILE_WATCH: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address cannot be listened on.
-    #[error("cannot listen on {address}: {error}{}", hint(.error))]
+    #[error("cannot listen on {address}: {error}{}", hint(.error, .flag))]
     Listen {
         /// The address.
         address: String,
+        /// The flag that chooses another.
+        flag: &'static str,
         /// Why.
         error: io::Error,
     },
@@ -58,15 +60,18 @@ pub enum StartError {
 }
 
 #[allow(clippy::wildcard_enum_match_arm, reason = "a hint for the two kinds that have one")]
-fn hint(error: &io::Error) -> &'static str {
+fn hint(error: &io::Error, flag: &str) -> String {
     match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            "; something else listens there, perhaps a PostgreSQL server: choose another address with --listen"
+        io::ErrorKind::AddrInUse if flag == LISTEN => {
+            format!("; something else listens there, perhaps a PostgreSQL server: choose another address with {flag}")
         }
-        io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege: choose another with --listen",
-        _ => "",
+        io::ErrorKind::AddrInUse => format!("; something else listens there: choose another address with {flag}"),
+        io::ErrorKind::PermissionDenied => format!("; that is not allowed here: choose another with {flag}"),
+        _ => String::new(),
     }
 }
+
+const LISTEN: &str = "--listen";
 
 /// A running ambassador.
 pub struct Ambassador {
@@ -296,14 +301,17 @@ fn bind(config: &Config) -> Result<Opened, StartError> {
             Err(error) if defaulted && address.is_ipv6() && error.kind() != io::ErrorKind::AddrInUse => {
                 tracing::debug!(%address, %error, "not listening");
             }
-            Err(error) => return Err(StartError::Listen { address: address.to_string(), error }),
+            Err(error) => return Err(StartError::Listen { address: address.to_string(), flag: LISTEN, error }),
         }
     }
     let mut doors = vec![tcp];
     let mut file = None;
     if let Some(unix) = &config.unix {
-        let (bound, made) = Bound::unix(&unix.path, unix.mode)
-            .map_err(|error| StartError::Listen { address: unix.path.display().to_string(), error })?;
+        let (bound, made) = Bound::unix(&unix.path, unix.mode).map_err(|error| StartError::Listen {
+            address: unix.path.display().to_string(),
+            flag: "--unix-socket",
+            error,
+        })?;
         // Unix sockets have no TLS, as PostgreSQL has it.
         let door = Arc::new(Door { method: config.auth.unix_method, tls: RwLock::new(None), tls_required: false });
         entrances.push(Entrance { bound, door });
@@ -334,7 +342,7 @@ async fn serve_http(config: &Config, operator: &Arc<Operator>) -> Result<Option<
             tracing::warn!(%address, %error, "metrics and health are not served: choose an address with --admin-listen");
             Ok(None)
         }
-        Err(error) => Err(StartError::Listen { address: address.to_string(), error }),
+        Err(error) => Err(StartError::Listen { address: address.to_string(), flag: "--admin-listen", error }),
     }
 }
 
@@ -380,6 +388,6 @@ pub fn read_file(path: Option<PathBuf>) -> Result<Option<File>, String> {
     let Some(path) = path else { return Ok(None) };
     match std::fs::read_to_string(&path) {
         Ok(text) => Ok(Some(File { path, text })),
-        Err(error) => Err(format!("{}: {error}", path.display())),
+        Err(error) => Err(format!("cannot read the configuration file {}: {error}", path.display())),
     }
 }

@@ -34,7 +34,11 @@ fn main() -> ExitCode {
 /// Everything that is written, from flags, environment and file.
 fn sources(flags: Vec<(String, String)>, file: Option<PathBuf>) -> Result<Sources> {
     let mut env: std::collections::BTreeMap<String, String> =
-        std::env::vars().filter(|(name, _)| name.starts_with("PG")).collect();
+        // Variables that are no text are not ours, and no reason to stop.
+        std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .filter(|(name, _)| name.starts_with("PG"))
+            .collect();
     let named = env.remove("PG_AMBASSADOR_CONFIG").map(PathBuf::from);
     let file = read_file(file.or(named)).map_err(anyhow::Error::msg)?;
     Ok(Sources { flags, env, file })
@@ -87,7 +91,10 @@ fn check(settings: &Settings) -> Result<()> {
 
 fn healthcheck(options: &Healthcheck) -> Result<()> {
     let address = match &options.admin_listen {
-        Some(address) => address.parse().with_context(|| format!("{address:?} is no address"))?,
+        Some(address) => address
+            .parse()
+            .ok()
+            .with_context(|| format!("--admin-listen: {address:?} is no address: write ADDRESS:PORT"))?,
         None => {
             // Only where to ask is of interest: the rest of the configuration may need what is not here.
             let sources = sources(vec![("url".into(), "postgres://localhost".into())], options.config.clone())?;

@@ -7,6 +7,8 @@ mod auth;
 mod cancel;
 mod chaos;
 mod cuts;
+mod architecture;
+mod configuration;
 mod differential;
 mod drivers;
 mod example_config;

@@ -23,6 +23,9 @@ use std::time::Duration;
 const AUTH_QUERY: &str = "SELECT rolname, CASE WHEN rolvaliduntil < pg_catalog.now() THEN NULL ELSE rolpassword END \
      FROM pg_catalog.pg_authid WHERE rolname OPERATOR(pg_catalog.=) $1 AND rolcanlogin";
 
+/// What may be logged.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 /// Resolves everything, and checks it.
 ///
 /// # Errors
@@ -156,10 +159,11 @@ impl Resolver {
         let login_timeout = self.positive("client_login_timeout", Duration::from_secs(10));
         let limits = self.limits();
         let defaults = self.pool_defaults(socket);
-        let databases = self.databases(sources, &defaults)?;
+        let databases = self.databases(sources, &defaults);
         let users = self.users();
         let dials_per_node = self.at_least_one("dials_per_server", 4, false);
-        Some(Config {
+        // Nothing is returned from here before the last setting was asked for: what is not would pass for unknown.
+        let config = Config {
             listen,
             unix,
             admin_listen,
@@ -175,7 +179,7 @@ impl Resolver {
             login_timeout,
             limits,
             socket,
-            directory: DirectoryConfig { databases, users, dials_per_node },
+            directory: DirectoryConfig { databases: databases.clone().unwrap_or_default(), users, dials_per_node },
             log: self.log(),
             drain_timeout: self.duration("drain_timeout", Duration::from_secs(25)),
             drain_grace: self.duration("drain_grace", Duration::from_secs(3)),
@@ -183,7 +187,8 @@ impl Resolver {
             stats_period: self.positive("stats_period", Duration::from_secs(60)),
             settings: Vec::new(),
             file: None,
-        })
+        };
+        databases.map(|_| config)
     }
 
     fn socket(&mut self) -> SocketOptions {
@@ -593,9 +598,13 @@ impl Resolver {
     fn log(&mut self) -> LogConfig {
         let parse_level = |raw: &Raw| {
             let text = raw.text()?;
-            text.parse::<tracing_subscriber::filter::Targets>()
-                .map(|_| text.to_owned())
-                .map_err(|_| format!("{text:?}: write error, warn, info, debug or trace"))
+            // A word that is no level would be taken for the name of a module.
+            let is_level = |word: &str| LEVELS.contains(&word.trim().to_ascii_lowercase().as_str());
+            let known = text.split(',').all(|part| is_level(part.rsplit('=').next().unwrap_or(part)));
+            match text.parse::<tracing_subscriber::filter::Targets>() {
+                Ok(_) if known => Ok(text.to_owned()),
+                Ok(_) | Err(_) => Err(format!("{text:?}: write error, warn, info, debug or trace")),
+            }
         };
         let parse_format = |raw: &Raw| match raw.text()? {
             "text" => Ok(LogFormat::Text),

@@ -122,6 +122,8 @@ pub struct Reader {
     flags: HashMap<String, Raw>,
     env: BTreeMap<String, String>,
     asked: BTreeSet<String>,
+    /// What keeps the file from being TOML.
+    syntax: Vec<Fault>,
     faults: Vec<Fault>,
     settings: Vec<Setting>,
 }
@@ -147,6 +149,7 @@ impl Reader {
             flags: HashMap::new(),
             env: sources.env.clone(),
             asked: BTreeSet::new(),
+            syntax: Vec::new(),
             faults: Vec::new(),
             settings: Vec::new(),
         };
@@ -168,7 +171,7 @@ impl Reader {
             for error in errors {
                 let (line, column) = line_and_column(&file.text, error.span().map_or(0, |span| span.start));
                 let place = Place::File(file.path.clone(), line, column);
-                reader.faults.push(Fault { place, message: error.message().to_owned() });
+                reader.syntax.push(Fault { place, message: error.message().to_owned() });
             }
             reader.flatten(file, "", root.get_ref());
         }
@@ -284,6 +287,13 @@ impl Reader {
 
     /// Ends the reading: everything written that nobody asked for is a fault too.
     pub fn finish(mut self) -> (Vec<Setting>, Vec<Fault>) {
+        // What a half-read file seems to lack, or to say, only hides the reason.
+        if !self.syntax.is_empty() {
+            self.faults.retain(|fault| !matches!(fault.place, Place::File(..) | Place::Nowhere(_)));
+            self.faults.append(&mut self.syntax);
+            self.faults.sort();
+            return (self.settings, self.faults);
+        }
         let known = |path: &str| self.asked.contains(path);
         let mut faults = Vec::new();
         for (path, raw) in &self.file {
@@ -298,17 +308,11 @@ impl Reader {
                 faults.push(Fault { place: raw.place.clone(), message });
             }
         }
-        for (path, raw) in self.flags.iter().filter(|(path, _)| !known(path)) {
+        for path in self.flags.keys().filter(|path| !known(path)) {
             let hint = super::nearest(path, self.asked.iter().map(String::as_str))
                 .map(|near| format!("; did you mean {near}?"));
-            let place = match &raw.value {
-                Value::List(items) => items.first().map_or(&raw.place, |item| &item.place),
-                _ => &raw.place,
-            };
-            faults.push(Fault {
-                place: place.clone(),
-                message: format!("unknown setting {path}{}", hint.unwrap_or_default()),
-            });
+            let place = Place::Flag(format!("--set {path}"));
+            faults.push(Fault { place, message: format!("unknown setting {path}{}", hint.unwrap_or_default()) });
         }
         let variables: BTreeSet<String> = self.asked.iter().map(|path| env_name(path)).collect();
         for name in self.env.keys().filter(|name| name.starts_with(ENV_PREFIX) && !variables.contains(*name)) {

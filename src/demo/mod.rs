@@ -57,7 +57,8 @@ fn say(line: impl std::fmt::Display) {
 
 /// Runs the demonstration until Ctrl-C.
 pub fn run(options: &args::Demo) -> Result<(), DemoError> {
-    let run_for = options.run_for.as_deref().map(config::units::duration).transpose().map_err(DemoError::Config)?;
+    let run_for = options.run_for.as_deref().map(config::units::duration).transpose();
+    let run_for = run_for.map_err(|fault| DemoError::Config(format!("--run-for: {fault}")))?;
     let binaries = Binaries::find()?;
     say(format_args!("PostgreSQL {} from {}", binaries.major, binaries.dir().display()));
     say("Starting a primary and two streaming replicas...");
@@ -65,7 +66,7 @@ pub fn run(options: &args::Demo) -> Result<(), DemoError> {
     cluster.psql(0, &format!("create database {DATABASE}"))?;
     let listen = free_address(options.listen);
     if listen != options.listen {
-        say(format_args!("{} is taken: the ambassador listens on {listen} instead.", options.listen));
+        say(format_args!("{} cannot be had: the ambassador listens on {listen} instead.", options.listen));
     }
     let admin = free_address(options.admin_listen);
     let hosts: Vec<String> = cluster.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
@@ -74,7 +75,8 @@ pub fn run(options: &args::Demo) -> Result<(), DemoError> {
             ("url".into(), format!("postgres://{}/?sslmode=disable", hosts.join(","))),
             ("listen".into(), listen.to_string()),
             ("admin_listen".into(), admin.to_string()),
-            ("log.level".into(), "warn".into()),
+            // That anybody on this machine may log in goes without saying here.
+            ("log.level".into(), "warn,pg_ambassador::ambassador=error".into()),
             ("drain_timeout".into(), "0".into()),
         ],
         ..Sources::default()
@@ -119,7 +121,8 @@ fn print_welcome(cluster: &Cluster, listen: SocketAddr, admin: SocketAddr) {
     say(format_args!("  {psql} {to} {DATABASE}"));
     // Some distributions put it into another package.
     if cluster.binaries().path("pgbench").is_file() {
-        say(format_args!("  {pgbench} {to} -i -q {DATABASE} && {pgbench} {to} -c 64 -j 2 -T 20 -S {DATABASE}"));
+        say(format_args!("  {pgbench} {to} -i -q {DATABASE}"));
+        say(format_args!("  {pgbench} {to} -c 64 -j 2 -T 20 -S {DATABASE}"));
     }
     say(format_args!("  {psql} -h {host} -p {port} -U ambassador ambassador -c 'SHOW POOLS'"));
     say(format_args!("  curl http://{admin}/metrics\n"));
