@@ -1,6 +1,6 @@
 //! Malformed input on both sides: the one who sends it gets what PostgreSQL would give it, and everybody else notices nothing.
 
-use crate::support::client::{bind, message, query, startup};
+use crate::support::client::{bind, close, describe, execute, message, parse, query, startup, sync};
 use crate::support::hostile::{Visit, answer, resident, wait_for_visits, welcome};
 use crate::support::{Ambassador, Client, Dir, Hostile, shared, wait_until};
 use std::io;
@@ -572,4 +572,42 @@ fn f22_strangers_who_send_garbage_all_at_once_keep_nobody_from_being_served() {
     for stranger in strangers {
         stranger.join().unwrap();
     }
+}
+
+#[test]
+fn i05_the_names_that_servers_know_statements_by_are_not_for_clients_to_use() {
+    let ambassador = Ambassador::start(&[&crate::support::url(shared()), "--pool-size", "1", "-s", "paranoid=true"]);
+    let mut owner = Client::new(ambassador.port);
+    let prepared = [parse("mine", "select 'mine alone'"), sync()].concat();
+    assert_eq!(owner.exchange(&prepared)[0].tag, b'1');
+    let run = [bind("", "mine", &[]), execute("", 0), sync()].concat();
+    assert_eq!(owner.exchange(&run)[1].columns(), [Some("mine alone".to_owned())]);
+    for number in 0..8 {
+        for name in [format!("ambassador:{number}"), format!("ambassador:set{number}"), "ambassador:".to_owned()] {
+            for request in [
+                [bind("", &name, &[]), execute("", 0), sync()].concat(),
+                [describe(b'S', &name), sync()].concat(),
+                [close(b'S', &name), sync()].concat(),
+            ] {
+                let direct = Client::new(shared().port()).exchange(&request);
+                assert_eq!(Client::new(ambassador.port).exchange(&request), direct, "{name}");
+            }
+            assert_eq!(owner.exchange(&run)[1].columns(), [Some("mine alone".to_owned())], "{name}");
+        }
+    }
+}
+
+#[test]
+fn i05_a_bind_whose_names_do_not_end_does_not_reach_a_server() {
+    let ambassador = Ambassador::start(&[&crate::support::url(shared()), "--pool-size", "1"]);
+    let mut owner = Client::new(ambassador.port);
+    owner.exchange(&[parse("", "select 'mine alone'"), sync()].concat());
+    // A portal's name so long that nobody reads to its end, for the statement without a name that is another client's.
+    let mut stranger = Client::new(ambassador.port);
+    let portal = "p".repeat(200_000);
+    let _ = stranger.try_send(&[bind(&portal, "", &[]), execute(&portal[..9_000], 0), sync()].concat());
+    while let Ok(message) = stranger.read() {
+        assert_ne!(message.tag, b'2', "it was bound");
+    }
+    assert_eq!(owner.value("select 1"), "1");
 }

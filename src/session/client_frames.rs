@@ -1,7 +1,7 @@
 //! The client's frames: what each needs, what it leaves in the queue of owed replies, and how it goes on.
 
 use super::pipeline::{Copy, Kind, Note, Owed};
-use super::prepared::{Lookup, Presence, Statement};
+use super::prepared::{Lookup, PREFIX, Presence, Statement};
 use super::{
     Body, End, Interners, Next, Orphan, Outbound, ServerSide, Session, Taken, Unnamed, Violation, WHOLE_FRAME,
 };
@@ -367,7 +367,7 @@ impl Session {
                 self.pass_rest(cut);
             }
             FrontendTag::Parse => return Ok(self.parse(shared, input, cut, server, to_server, to_client)),
-            FrontendTag::Bind => return Ok(self.bind(input, cut, server, to_server)),
+            FrontendTag::Bind => return self.bind(input, cut, server, to_server),
             FrontendTag::Describe => return Ok(self.describe(input, cut, server, to_server)),
             FrontendTag::Execute => {
                 if !cut.body(input).ends_with(&[0, 0, 0, 0]) {
@@ -523,19 +523,30 @@ impl Session {
         (pending > 0 && batch != self.batch) || server.unnamed_pending.is_some_and(|batch| batch != self.batch)
     }
 
-    fn bind(&mut self, input: &[u8], cut: Cut, server: &mut ServerSide, to_server: &mut Outbound<'_>) -> Fare {
-        let Ok(bind) = frontend::bind(cut.body(input)) else {
+    fn bind(
+        &mut self,
+        input: &[u8],
+        cut: Cut,
+        server: &mut ServerSide,
+        to_server: &mut Outbound<'_>,
+    ) -> Result<Fare, Violation> {
+        let body = cut.body(input);
+        let Ok(bind) = frontend::bind(&body[..body.len().min(WHOLE_FRAME - HEADER)]) else {
             if !cut.is_whole() && cut.end - cut.start < WHOLE_FRAME {
-                return Fare::Wait(Next::Input);
+                return Ok(Fare::Wait(Next::Input));
+            }
+            // Which statement it is for is never found out, and it must not be another client's.
+            if cut.len > WHOLE_FRAME {
+                return Err(Violation::Client(frame::FrameError::Body("Bind")));
             }
             server.pipeline.push(Owed::forward(Kind::Bind));
             to_server.pass(cut.range());
             self.pass_rest(cut);
-            return Fare::Done;
+            return Ok(Fare::Done);
         };
         if bind.statement.is_empty() {
             if self.unnamed_is_undecided(server) && server.will_settle() {
-                return wait_for_quiet(to_server);
+                return Ok(wait_for_quiet(to_server));
             }
             self.ensure_unnamed(server, to_server);
             self.bound(self.unnamed.as_ref().map_or(Analysis::UNKNOWN, |u| u.analysis), server);
@@ -545,24 +556,31 @@ impl Session {
                     let owed = Owed::forward(Kind::Bind).naming(name);
                     let statement = Arc::clone(statement);
                     if !server.ensure_prepared(&statement, self.batch, to_server) {
-                        return wait_for_quiet(to_server);
+                        return Ok(wait_for_quiet(to_server));
                     }
                     self.bound(statement.analysis, server);
-                    rename_bind(cut, bind, &statement, to_server);
+                    rename_bind(cut, bind, &statement.name, to_server);
                     server.pipeline.push(owed);
                     to_server.pass(cut.start + HEADER + bind.names_len..cut.end);
                     self.pass_rest(cut);
-                    return Fare::Done;
+                    return Ok(Fare::Done);
                 }
-                Lookup::Undecided if server.will_settle() => return wait_for_quiet(to_server),
+                Lookup::Undecided if server.will_settle() => return Ok(wait_for_quiet(to_server)),
                 Lookup::Undecided | Lookup::Unknown => {}
             }
+        }
+        if is_ours(bind.statement) {
+            rename_bind(cut, bind, PREFIX, to_server);
+            server.pipeline.push(Owed::forward(Kind::Bind).naming(&bind.statement.into()));
+            to_server.pass(cut.start + HEADER + bind.names_len..cut.end);
+            self.pass_rest(cut);
+            return Ok(Fare::Done);
         }
         // An unknown name goes as it is: no server has a statement of that name, and says so in its own words.
         server.pipeline.push(Owed::forward(Kind::Bind));
         to_server.pass(cut.range());
         self.pass_rest(cut);
-        Fare::Done
+        Ok(Fare::Done)
     }
 
     /// What is bound will be run: what it may leave behind counts from here.
@@ -613,13 +631,13 @@ impl Session {
                         if !server.ensure_prepared(statement, self.batch, to_server) {
                             return wait_for_quiet(to_server);
                         }
-                        reply::request(to_server.edit(), FrontendTag::Describe, |body| {
-                            body.push(b'S');
-                            body.extend(statement.name.as_bytes());
-                            body.push(0);
-                        });
+                        name_statement(FrontendTag::Describe, &statement.name, to_server);
                     }
                     Lookup::Undecided if server.will_settle() => return wait_for_quiet(to_server),
+                    Lookup::Undecided | Lookup::Unknown if is_ours(name) => {
+                        owed = owed.naming(&name.into());
+                        name_statement(FrontendTag::Describe, PREFIX, to_server);
+                    }
                     Lookup::Undecided | Lookup::Unknown => to_server.pass(cut.range()),
                 }
                 server.pipeline.push(owed);
@@ -655,6 +673,11 @@ impl Session {
                         return Fare::Done;
                     }
                     Lookup::Undecided if server.will_settle() => return wait_for_quiet(to_server),
+                    Lookup::Undecided | Lookup::Unknown if is_ours(name) => {
+                        name_statement(FrontendTag::Close, PREFIX, to_server);
+                        server.pipeline.push(owed);
+                        return Fare::Done;
+                    }
                     Lookup::Undecided | Lookup::Unknown => {}
                 }
             }
@@ -775,15 +798,30 @@ fn wants_whole(tag: FrontendTag, len: usize) -> bool {
     }
 }
 
+/// Whether a client names what only we may name: a statement that others share. The bare prefix, which is sent in place
+/// of such a name, is no statement on any server.
+fn is_ours(name: &[u8]) -> bool {
+    name.starts_with(PREFIX.as_bytes())
+}
+
+/// Writes a Describe or Close of the statement of this name on the server.
+fn name_statement(tag: FrontendTag, name: &str, to_server: &mut Outbound<'_>) {
+    reply::request(to_server.edit(), tag, |body| {
+        body.push(b'S');
+        body.extend(name.as_bytes());
+        body.push(0);
+    });
+}
+
 /// Writes the beginning of a Bind under the statement's name on the server; the rest of it passes as it is.
-fn rename_bind(cut: Cut, bind: frontend::Bind<'_>, statement: &Statement, to_server: &mut Outbound<'_>) {
+fn rename_bind(cut: Cut, bind: frontend::Bind<'_>, name: &str, to_server: &mut Outbound<'_>) {
     let out = to_server.edit();
     out.push(FrontendTag::Bind.byte());
     // At most the client's own length, which was checked, and a name of ours.
-    let len = cut.len - 1 - bind.statement.len() + statement.name.len();
+    let len = cut.len - 1 - bind.statement.len() + name.len();
     out.extend(u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes());
     out.extend(bind.portal);
     out.push(0);
-    out.extend(statement.name.as_bytes());
+    out.extend(name.as_bytes());
     out.push(0);
 }
