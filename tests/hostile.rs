@@ -182,6 +182,7 @@ fn refusal(between: &Between) -> (String, String) {
 }
 
 type Script = fn(&mut Visit) -> io::Result<()>;
+type AnyScript = Box<dyn Fn(&mut Visit) -> io::Result<()> + Send + Sync>;
 
 fn auth(method: i32, rest: &[u8]) -> Vec<u8> {
     message(b'R', &[&method.to_be_bytes(), rest].concat())
@@ -200,7 +201,7 @@ fn challenge(visit: &mut Visit, template: &str) -> io::Result<()> {
 #[test]
 fn f33_a_server_that_breaks_the_login_costs_its_own_clients_the_login_and_nobody_else_anything() {
     let long = "x".repeat(64 * 1024 - 200);
-    let scripts: Vec<(&str, Box<dyn Fn(&mut Visit) -> io::Result<()> + Send + Sync>)> = vec![
+    let scripts: Vec<(&str, AnyScript)> = vec![
         ("closes", Box::new(|_| Ok(()))),
         ("says nothing", Box::new(Visit::wait_for_the_end)),
         ("i16: an error without any field", Box::new(|v| v.startup().and_then(|_| v.send(&message(b'E', b"\0"))))),

@@ -3,7 +3,7 @@
 //! The model's answers to a client's messages are the truth. Through the session, on servers that come and go and
 //! already know other statements, with both streams cut anywhere, the client must read the very same bytes.
 
-#![allow(dead_code, reason = "the fuzzer and the tests use a part each")]
+#![allow(dead_code, unused_imports, reason = "the fuzzer and the tests use a part each")]
 
 mod generate;
 mod model;

@@ -147,7 +147,15 @@ impl Model {
                 }
                 F::Flush | F::Sync => {}
                 // The generator sends nothing else; whoever does has lost its way, and that shows.
-                _ => {
+                F::Bind
+                | F::Close
+                | F::Describe
+                | F::Execute
+                | F::FunctionCall
+                | F::Parse
+                | F::Password
+                | F::Query
+                | F::Terminate => {
                     self.copying = None;
                     self.fail_batch(out, "08P01", b"unexpected message type during COPY from stdin");
                 }
