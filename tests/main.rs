@@ -9,6 +9,7 @@ mod chaos;
 mod cuts;
 mod architecture;
 mod configuration;
+mod console;
 mod differential;
 mod drivers;
 mod example_config;

@@ -114,7 +114,7 @@ impl Operator {
 
     /// Whether some pool is paused.
     pub fn is_paused(&self) -> bool {
-        self.context.directory.sets().iter().any(|set| set.pools().iter().any(|p| p.gate() == GateState::Paused))
+        self.context.directory.has_pauses()
     }
 
     /// How long ago the slowest worker was last seen to turn.
@@ -249,32 +249,30 @@ impl Operator {
 
     async fn pause(&self, database: Option<&str>) -> Result<(), Report> {
         let sets = self.sets(database)?;
-        let paused = |set: &Arc<PoolSet>| set.pools().iter().all(|pool| pool.gate() == GateState::Paused);
-        if !sets.is_empty() && sets.iter().all(paused) {
+        if !self.context.directory.set_paused(database, true) {
             return Err(error(SqlState::NOT_IN_STATE, "already suspended/paused"));
         }
-        sets.iter().for_each(|set| set.set_gate(GateState::Paused));
-        // RESUME ends the wait too.
-        let busy =
-            |set: &Arc<PoolSet>| set.pools().iter().any(|pool| pool.gate() == GateState::Paused && pool.active() > 0);
-        while sets.iter().any(busy) {
+        // Until nothing is connected, so that the servers may be stopped. RESUME ends the wait too.
+        let connected =
+            |set: &Arc<PoolSet>| set.pools().iter().any(|p| p.gate() == GateState::Paused && p.connections() > 0);
+        while sets.iter().any(connected) {
+            sets.iter().for_each(|set| set.pools().iter().for_each(|pool| pool.drop_idle_unless_open()));
             tokio::time::sleep(LOOK_AGAIN).await;
         }
         Ok(())
     }
 
     fn resume(&self, database: Option<&str>) -> Result<(), Report> {
-        let sets = self.sets(database)?;
-        if !sets.iter().any(|set| set.pools().iter().any(|pool| pool.gate() == GateState::Paused)) {
+        self.sets(database)?;
+        if !self.context.directory.set_paused(database, false) {
             return Err(error(SqlState::NOT_IN_STATE, "pooler is not paused/suspended"));
         }
-        sets.iter().for_each(|set| set.set_gate(GateState::Open));
         Ok(())
     }
 
     fn kill(&self, database: Option<&str>) -> Result<(), Report> {
-        let sets = self.sets(database)?;
-        sets.iter().for_each(|set| set.set_gate(GateState::Paused));
+        self.sets(database)?;
+        self.context.directory.set_paused(database, true);
         for client in self.context.clients.all() {
             if database.is_none_or(|name| *client.database == *name) {
                 client.order(Order::Kill);

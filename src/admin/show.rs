@@ -285,7 +285,8 @@ fn databases(operator: &Operator) -> Vec<Vec<Cell>> {
         let connections: usize =
             sets.iter().filter(mine).flat_map(|set| set.pools().to_vec()).map(|pool| pool.connections()).sum();
         let hosts: Vec<&str> = config.nodes.iter().map(|node| node.host()).collect();
-        let paused = sets.iter().filter(mine).any(|set| set.pools().iter().any(|p| p.gate() == GateState::Paused));
+        let paused = operator.context.directory.is_paused(&config.name)
+            || sets.iter().filter(mine).any(|set| set.pools().iter().any(|p| p.gate() == GateState::Paused));
         vec![
             text(&config.name),
             text(hosts.join(",")),

@@ -1,7 +1,7 @@
 //! Which pools serve a client: by the database and user it names, made when the first one asks.
 
 use super::poolset::{PoolSet, Wanted};
-use super::{Node, PoolConfig, PoolName, Totals, lock};
+use super::{GateState, Node, PoolConfig, PoolName, Totals, lock};
 use crate::credentials::{Fixed, Proof, Source};
 use crate::net::tls::{SslMode, TlsError, UpstreamTls};
 use crate::net::{Address, SocketOptions};
@@ -10,7 +10,7 @@ use crate::server::{ServerEntry, Target};
 use crate::session::{Interners, PoolMode};
 use crate::telemetry::Telemetry;
 use rustls::ClientConfig;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -101,8 +101,17 @@ pub struct Directory {
     telemetry: Arc<Telemetry>,
     config: RwLock<Arc<Known>>,
     sets: Mutex<HashMap<(PoolName, Purpose), Arc<PoolSet>>>,
+    pauses: Mutex<Pauses>,
     users: Mutex<HashMap<String, UserState>>,
     nodes: Mutex<HashMap<Address, Arc<Node>>>,
+}
+
+/// What PAUSE holds back, pools included that nobody has asked for yet.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Pauses {
+    all: bool,
+    /// Databases by the names that clients write.
+    databases: HashSet<String>,
 }
 
 /// What is kept of a user over all its pools.
@@ -160,6 +169,7 @@ impl Directory {
             telemetry,
             config: RwLock::new(Arc::new(Known { databases: HashMap::new(), users: HashMap::new() })),
             sets: Mutex::default(),
+            pauses: Mutex::default(),
             users: Mutex::default(),
             nodes: Mutex::default(),
         };
@@ -180,6 +190,7 @@ impl Directory {
                 Ok(database) => {
                     let source = (purpose != Purpose::Clients).then(|| set.source()).flatten();
                     set.adopt(self.wanted(&set.name, database, source, None));
+                    self.hold(&set);
                 }
                 // Clients that are there stay; nobody new finds it.
                 Err(NoSuchDatabase) => drop(lock(&self.sets).remove(&(set.name.clone(), purpose))),
@@ -235,7 +246,46 @@ impl Directory {
             return Ok(Arc::clone(set));
         }
         let made = PoolSet::new(name.clone(), self.wanted(&name, self.database(database)?, source, None));
-        Ok(Arc::clone(lock(&self.sets).entry((name, purpose)).or_insert(made)))
+        let set = Arc::clone(lock(&self.sets).entry((name, purpose)).or_insert(made));
+        // Only now that a PAUSE finds it: one that came before must hold it all the same.
+        self.hold(&set);
+        Ok(set)
+    }
+
+    fn hold(&self, set: &PoolSet) {
+        if self.is_paused(&set.name.database) {
+            set.set_gate(GateState::Paused);
+        }
+    }
+
+    /// Whether a database is paused, by the name that clients write.
+    pub fn is_paused(&self, database: &str) -> bool {
+        let pauses = lock(&self.pauses);
+        pauses.all || pauses.databases.contains(database)
+    }
+
+    /// Whether anything is paused.
+    pub fn has_pauses(&self) -> bool {
+        let pauses = lock(&self.pauses);
+        pauses.all || !pauses.databases.is_empty()
+    }
+
+    /// PAUSE and RESUME of a database, by the name that clients write, or of all. False if it was so already.
+    pub fn set_paused(&self, database: Option<&str>, paused: bool) -> bool {
+        let mut pauses = lock(&self.pauses);
+        let changed = match (database, paused) {
+            (None, true) => !std::mem::replace(&mut pauses.all, true),
+            (None, false) => std::mem::take(&mut *pauses) != Pauses::default(),
+            (Some(name), true) => !pauses.all && pauses.databases.insert(name.to_owned()),
+            (Some(name), false) => pauses.databases.remove(name),
+        };
+        drop(pauses);
+        if changed {
+            let state = if paused { GateState::Paused } else { GateState::Open };
+            let concerns = |set: &Arc<PoolSet>| database.is_none_or(|name| *set.name.database == *name);
+            self.sets().iter().filter(|set| concerns(set)).for_each(|set| set.set_gate(state));
+        }
+        changed
     }
 
     /// A set of pools for one replication client alone, not kept.

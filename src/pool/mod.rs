@@ -707,11 +707,12 @@ impl Pool {
     /// Opens or closes the pool for new leases. While it is not open its idle connections are closed.
     pub fn set_gate(&self, state: GateState) {
         self.gate.set(state);
-        self.drop_idle(state);
+        self.drop_idle_unless_open();
     }
 
-    fn drop_idle(&self, state: GateState) {
-        if state != GateState::Open {
+    /// Closes what came back while the pool is not open.
+    pub fn drop_idle_unless_open(&self) {
+        if !self.gate.is_open() {
             for seat in self.seats.retain(|_, _| false).removed {
                 if let Some(server) = seat.0 {
                     server.close();
