@@ -3,13 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "that is how a test fails")]
 #![allow(missing_docs, unreachable_pub, reason = "tests are their own documentation")]
 
+mod architecture;
 mod auth;
 mod cancel;
 mod chaos;
-mod cuts;
-mod architecture;
 mod configuration;
 mod console;
+mod cuts;
 mod differential;
 mod drivers;
 mod example_config;

@@ -648,6 +648,7 @@ impl Relay {
                             self.attach(lease);
                             attached = true;
                         }
+                        None if self.session.press() => {}
                         None => {
                             self.queue(now);
                             break;

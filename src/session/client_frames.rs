@@ -96,7 +96,10 @@ impl Session {
                 Fare::Done
             } else {
                 match &mut server {
-                    Some(server) => self.with_server(shared, input, cut, server, to_server, to_client)?,
+                    Some(server) => {
+                        self.pressed = false;
+                        self.with_server(shared, input, cut, server, to_server, to_client)?
+                    }
                     None => self.without_server(shared, input, cut, to_client)?,
                 }
             };
@@ -143,6 +146,7 @@ impl Session {
             FrontendTag::Sync | FrontendTag::Flush if cut.len > HEADER => Ok(Fare::Wait(Next::Server)),
             FrontendTag::Sync => {
                 self.skipping = false;
+                self.pressed = false;
                 reply::ready(to_client, self.tx);
                 Ok(Fare::Done)
             }
@@ -163,7 +167,7 @@ impl Session {
             },
             FrontendTag::Terminate => Ok(Fare::Wait(Next::End)),
             FrontendTag::Password => Err(Violation::Client(frame::FrameError::Type(FrontendTag::Password.byte()))),
-            FrontendTag::Parse if self.knows_to_parse(shared, input, cut) => {
+            FrontendTag::Parse if self.pressed && self.knows_to_parse(shared, input, cut) => {
                 reply::message(to_client, BackendTag::ParseComplete, |_| {});
                 Ok(Fare::Done)
             }
@@ -183,8 +187,9 @@ impl Session {
 
     /// Prepares a text under a new name without a server, if one has parsed this text before.
     ///
-    /// Preparing is all that pgbench does for as long as it takes, for all its clients: while it waits for a server for
-    /// one of them it does not go on with the others, who hold all servers in their transactions.
+    /// Only where no server is to be had, because it may have changed its mind since. Preparing is all that pgbench does for
+    /// as long as it takes, for all its clients: while it waits for a server for one of them it does not go on with the
+    /// others, who hold all servers in their transactions.
     fn knows_to_parse(&mut self, shared: &Interners, input: &[u8], cut: Cut) -> bool {
         if !cut.is_whole() {
             return false;

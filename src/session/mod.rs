@@ -71,6 +71,8 @@ pub struct Session {
     orphan: Option<Orphan>,
     /// The client's own frame is being looked at a second time, now with a server: this is what was found.
     analysed: Option<Analysis>,
+    /// No server is to be had for the client's next frame right now.
+    pressed: bool,
     /// Whether the statement bound last ends a transaction.
     bound_commits: bool,
     /// `standard_conforming_strings`: how the client's texts are read.
@@ -255,6 +257,7 @@ impl Session {
             skipping: false,
             orphan: None,
             analysed: None,
+            pressed: false,
             bound_commits: false,
             standard_strings,
             completed: 0,
@@ -285,6 +288,12 @@ impl Session {
     /// What happened with prepared statements since the last call.
     pub fn take_counts(&mut self) -> Counts {
         std::mem::take(&mut self.counts)
+    }
+
+    /// No server is to be had right now for the frame that asked for one. Gives whether it should be offered once more
+    /// before the client waits: some can do without.
+    pub fn press(&mut self) -> bool {
+        !std::mem::replace(&mut self.pressed, true)
     }
 
     /// How many prepared statements the client has.
