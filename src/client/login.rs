@@ -247,7 +247,7 @@ impl<'a> Visitor<'a> {
         let known = users.get(&startup.user);
         let looked_up = match (known, &self.context.auth_query) {
             (None, Some(query)) if self.door.method != Method::Trust => {
-                query.look_up(self.context, startup).await.map_err(|error| Ended::Refused(error.report()))?
+                Box::pin(query.look_up(self.context, startup)).await.map_err(|error| Ended::Refused(error.report()))?
             }
             _ => None,
         };
@@ -464,7 +464,8 @@ pub async fn open(context: &Context, login: &mut LoggedIn, place: super::entry::
     let deadline = Instant::now() + limits.checkout;
     let params = match pools.primary().and_then(|pool| pool.welcome(&settings)) {
         Some(params) => params,
-        None => learn_welcome(&pools, &settings, deadline).await?,
+        // Boxed, as all that dials is: nearly every login does without.
+        None => Box::pin(learn_welcome(&pools, &settings, deadline)).await?,
     };
     let names = &pools.name;
     let application_name = settings.get("application_name").unwrap_or_default();

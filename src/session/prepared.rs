@@ -6,8 +6,9 @@
 
 use super::settings::{Setting, Settings};
 use crate::sql::Analysis;
+use foldhash::fast::RandomState;
 use std::collections::{HashMap, VecDeque};
-use std::hash::{Hash, Hasher};
+use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -64,12 +65,8 @@ struct Key<'a> {
 }
 
 impl Key<'_> {
-    fn hash(&self) -> u64 {
-        let mut hasher = std::collections::hash_map::DefaultHasher::new();
-        self.query.hash(&mut hasher);
-        self.types.hash(&mut hasher);
-        Arc::as_ptr(self.parse_key).cast::<()>().hash(&mut hasher);
-        hasher.finish()
+    fn hash(&self, state: &RandomState) -> u64 {
+        state.hash_one((self.query, self.types, Arc::as_ptr(self.parse_key).cast::<()>()))
     }
 
     fn is_of(&self, statement: &Statement) -> bool {
@@ -83,7 +80,8 @@ impl Key<'_> {
 #[derive(Default)]
 pub struct StatementInterner {
     next: AtomicU64,
-    statements: Mutex<HashMap<u64, Vec<Weak<Statement>>>>,
+    hashing: RandomState,
+    statements: Mutex<HashMap<u64, Vec<Weak<Statement>>, RandomState>>,
 }
 
 impl StatementInterner {
@@ -96,7 +94,7 @@ impl StatementInterner {
         analyse: impl FnOnce() -> Analysis,
     ) -> Arc<Statement> {
         let key = Key { query, types, parse_key: settings.parse_key() };
-        let hash = key.hash();
+        let hash = key.hash(&self.hashing);
         let mut statements = self.statements.lock().unwrap_or_else(PoisonError::into_inner);
         if statements.len() == statements.capacity() {
             statements.retain(|_, list| {
@@ -128,7 +126,7 @@ impl StatementInterner {
     pub fn proven(&self, query: &[u8], types: &[u8], settings: &Settings) -> Option<Arc<Statement>> {
         let key = Key { query, types, parse_key: settings.parse_key() };
         let statements = self.statements.lock().unwrap_or_else(PoisonError::into_inner);
-        let list = statements.get(&key.hash())?;
+        let list = statements.get(&key.hash(&self.hashing))?;
         let is_proven = |s: &Arc<Statement>| key.is_of(s) && !s.is_outdated() && s.proven.load(Ordering::Relaxed);
         list.iter().filter_map(Weak::upgrade).find(is_proven)
     }
@@ -148,7 +146,7 @@ impl StatementInterner {
 /// The names one client has given to its statements. Most clients have none, and pay one pointer.
 #[allow(clippy::box_collection, reason = "thousands of idle clients pay for it")]
 #[derive(Debug, Default)]
-pub struct ClientPrepared(Option<Box<HashMap<Arc<[u8]>, Named>>>);
+pub struct ClientPrepared(Option<Box<HashMap<Arc<[u8]>, Named, RandomState>>>);
 
 /// What stands behind a name.
 #[derive(Debug, Default)]
@@ -270,7 +268,7 @@ impl ClientPrepared {
 /// The statements that one server has, with the order of their last use.
 #[derive(Debug, Default)]
 pub struct ServerPrepared {
-    statements: HashMap<u64, Held>,
+    statements: HashMap<u64, Held, RandomState>,
     tick: u64,
     /// What was used at or after this tick may still be named by a message on its way to the server.
     in_flight_since: u64,

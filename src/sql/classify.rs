@@ -258,7 +258,7 @@ fn body(first: Token<'_>, lexer: &mut Lexer<'_>, analysis: &mut Analysis) {
             Token::Quoted(name) => add(telling(name)),
             Token::Str(..) | Token::Number(_) | Token::Param | Token::Punct(_) | Token::Operator(_) => {}
         }
-        token = lexer.next_token();
+        token = lexer.skip_to(|word| !telling(word).is_none());
     }
 }
 

@@ -191,6 +191,41 @@ impl<'a> Lexer<'a> {
         }
     }
 
+    /// Skips to the next semicolon, quoted identifier or word that is `wanted`, past everything else, and gives it; or the
+    /// end, or what breaks the text.
+    pub fn skip_to(&mut self, wanted: impl Fn(&[u8]) -> bool) -> Token<'a> {
+        loop {
+            let Some(&byte) = self.text.get(self.at) else { return Token::End };
+            let class = CLASS[usize::from(byte)];
+            if class & WORD_START != 0 {
+                let rest = &self.text[self.at..];
+                let len = rest.iter().position(|&b| !is(b, WORD)).unwrap_or(rest.len());
+                if len > 1 {
+                    self.at += len;
+                    if wanted(&rest[..len]) {
+                        return Token::Word(&rest[..len]);
+                    }
+                    continue;
+                }
+            } else if class & SPACE != 0 {
+                self.at += 1;
+                continue;
+            }
+            // One letter may be the prefix of a string; all else has rules of its own.
+            match self.next_token() {
+                token @ (Token::End | Token::Broken | Token::Quoted(_) | Token::Punct(b';')) => return token,
+                // Behind a comment.
+                Token::Word(word) if word.len() > 1 && wanted(word) => return Token::Word(word),
+                Token::Word(_)
+                | Token::Str(..)
+                | Token::Number(_)
+                | Token::Param
+                | Token::Punct(_)
+                | Token::Operator(_) => {}
+            }
+        }
+    }
+
     #[inline]
     fn word(&mut self, start: usize, first: u8) -> Token<'a> {
         let rest = &self.text[start + 1..];
@@ -442,6 +477,35 @@ mod tests {
             ]
         );
         assert_eq!(tokens("a[1..2]").len(), 7);
+    }
+
+    #[test]
+    fn skipping_stops_where_token_by_token_reading_finds_what_is_wanted() {
+        let wanted = |word: &[u8]| word.starts_with(b"w");
+        for text in [
+            "a b, (wx) w1 + wy;",
+            "e'w1' E'\\' w2' b'w' x'w' n'w' u&'w' U&\"w\" w3",
+            "'w' $$w$$ $w$ w $w$ \"w\" /* w /* w */ w */ -- w\n w4.w5",
+            "1.5w 1..2 .5 :w6 ::w7 a.w8[w9] $1 w",
+            "; w; ;",
+            "w 'unterminated",
+            "w \u{1}",
+        ] {
+            let (mut slow, mut fast) = (Lexer::new(text.as_bytes(), true), Lexer::new(text.as_bytes(), true));
+            loop {
+                let expected = loop {
+                    match slow.next_token() {
+                        Token::Word(word) if word.len() > 1 && wanted(word) => break Token::Word(word),
+                        token @ (Token::End | Token::Broken | Token::Quoted(_) | Token::Punct(b';')) => break token,
+                        _ => {}
+                    }
+                };
+                assert_eq!(fast.skip_to(wanted), expected, "{text}");
+                if matches!(expected, Token::End | Token::Broken) {
+                    break;
+                }
+            }
+        }
     }
 
     #[test]
