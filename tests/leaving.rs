@@ -108,6 +108,26 @@ fn i03_a_client_that_leaves_at_any_byte_of_a_batch_harms_nobody() {
 }
 
 #[test]
+fn i03_a_client_that_leaves_in_a_message_that_has_gone_to_the_server_in_part_harms_nobody() {
+    table("leaving_large");
+    let ambassador = start("transaction");
+    let text = "x".repeat(300_000);
+    let insert = parse("", "insert into leaving_large values ($1)");
+    let bound = [insert, bind("", "", &[Some(&text)]), execute("", 0), sync()].concat();
+    for request in [query(format!("insert into leaving_large values ('{text}')")), bound] {
+        for how in LEAVES {
+            for len in [1_000, 65_535, 65_536, 70_000, 131_072, 200_000, 300_000] {
+                let mut client = Client::new(ambassador.port);
+                client.send(&request[..len]);
+                let kept = leave(client, how);
+                assert_eq!(next_client(&ambassador, "leaving_large", &format!("{how:?} at byte {len}")), 0);
+                drop(kept);
+            }
+        }
+    }
+}
+
+#[test]
 fn i02_a_client_that_leaves_in_its_transaction_is_rolled_back_whatever_it_was_saying() {
     let before = ["begin", "insert into leaving_transaction values ('not to be seen')"];
     cut_everywhere("leaving_transaction", &before, &query("select 1"), false);
