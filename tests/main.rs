@@ -1,6 +1,7 @@
 //! Tests of behaviour, against real PostgreSQL servers, through the real program.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "that is how a test fails")]
+#![allow(clippy::duplicate_mod, reason = "the fuzz targets, which tests replay, share the source of chance")]
 #![allow(missing_docs, unreachable_pub, reason = "tests are their own documentation")]
 
 mod architecture;

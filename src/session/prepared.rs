@@ -144,7 +144,7 @@ impl StatementInterner {
 }
 
 /// The names one client has given to its statements. Most clients have none, and pay one pointer.
-#[allow(clippy::box_collection, reason = "thousands of idle clients pay for it")]
+#[allow(clippy::box_collection, clippy::type_complexity, reason = "thousands of idle clients pay for it")]
 #[derive(Debug, Default)]
 pub struct ClientPrepared(Option<Box<HashMap<Arc<[u8]>, Named, RandomState>>>);
 
