@@ -295,7 +295,7 @@ fn bind(config: &Config) -> Result<Opened, StartError> {
     let defaulted = !config.is_set("listen");
     let mut entrances = Vec::new();
     for address in &config.listen {
-        match Bound::tcp(*address) {
+        match Bound::tcp(*address, &config.socket) {
             Ok(bound) => entrances.push(Entrance { bound, door: Arc::clone(&tcp) }),
             // Nobody asked for IPv6 by name, and not every machine has it.
             Err(error) if defaulted && address.is_ipv6() && error.kind() != io::ErrorKind::AddrInUse => {

@@ -169,7 +169,9 @@ impl Team {
 
 /// Serves a connection in this worker.
 fn welcome(team: &Arc<Team>, at: usize, socket: Socket, door: Arc<Door>, slot: OwnedSemaphorePermit) {
-    if let Socket::Tcp(stream) = &socket
+    // Linux hands the options of the listening socket down to what is accepted there.
+    if cfg!(not(target_os = "linux"))
+        && let Socket::Tcp(stream) = &socket
         && let Err(error) = team.socket.apply(stream)
     {
         // The peer is gone already.

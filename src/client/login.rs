@@ -5,8 +5,8 @@ use super::entry::{Identity, Listed};
 use crate::auth::scram::{SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ServerExchange, Verifier};
 use crate::auth::{self, Decision, Facts, Method, Secret, Transport};
 use crate::credentials::{PassThrough, Proof};
-use crate::net::Stream;
 use crate::net::tls::{self, ALPN};
+use crate::net::{Socket, Stream};
 use crate::pool::directory::{NoSuchDatabase, Purpose, Replication};
 use crate::pool::{Full, LeaseError, Member, PoolSet};
 use crate::random;
@@ -48,6 +48,8 @@ pub struct DoorTls {
 pub struct LoggedIn {
     /// Its connection.
     pub stream: Stream,
+    /// Its other end, where it is TCP.
+    pub peer: Option<SocketAddr>,
     /// Bytes that came behind its last message.
     pub input: Vec<u8>,
     /// What it asked for.
@@ -95,6 +97,7 @@ struct Visitor<'a> {
     context: &'a Context,
     door: &'a Door,
     stream: Stream,
+    peer: Option<SocketAddr>,
     buf: Vec<u8>,
     tls: Option<Arc<DoorTls>>,
 }
@@ -103,8 +106,13 @@ struct Visitor<'a> {
 ///
 /// # Errors
 /// When it ends otherwise. A refused one has not been told yet: [`refuse`] does.
-pub async fn login(context: &Context, door: &Door, stream: Stream) -> Result<LoggedIn, (Option<Stream>, Ended)> {
-    let mut visitor = Visitor { context, door, stream, buf: Vec::new(), tls: None };
+pub async fn login(
+    context: &Context,
+    door: &Door,
+    stream: Stream,
+    peer: Option<SocketAddr>,
+) -> Result<LoggedIn, (Option<Stream>, Ended)> {
+    let mut visitor = Visitor { context, door, stream, peer, buf: Vec::new(), tls: None };
     let startup = match visitor.greet().await {
         Ok((greeted, startup)) => {
             visitor = greeted;
@@ -113,7 +121,7 @@ pub async fn login(context: &Context, door: &Door, stream: Stream) -> Result<Log
         Err(ended) => return Err(ended),
     };
     match visitor.admit(&startup).await {
-        Ok((place, proof)) => Ok(LoggedIn { stream: visitor.stream, input: visitor.buf, startup, place, proof }),
+        Ok((place, proof)) => Ok(LoggedIn { stream: visitor.stream, peer, input: visitor.buf, startup, place, proof }),
         Err(ended) => Err((Some(visitor.stream), ended)),
     }
 }
@@ -256,7 +264,7 @@ impl<'a> Visitor<'a> {
         let peer = self.stream.socket().peer_uid().and_then(super::peer::user_name);
         let facts = Facts {
             method: self.door.method,
-            transport: transport(&self.stream),
+            transport: transport(self.stream.socket(), self.peer),
             tls: self.tls.is_some(),
             user: &startup.user,
             secret,
@@ -395,11 +403,12 @@ fn wrong_password(user: &str) -> Report {
     Report::as_postgres(SqlState::INVALID_PASSWORD, format!("password authentication failed for user \"{user}\""))
 }
 
-fn transport(stream: &Stream) -> Transport {
-    match stream.socket().peer().map(|peer: SocketAddr| peer.ip().to_canonical()) {
-        None => Transport::Unix,
-        Some(ip) if ip.is_loopback() => Transport::Loopback,
-        Some(_) => Transport::Remote,
+fn transport(socket: &Socket, peer: Option<SocketAddr>) -> Transport {
+    match (socket, peer) {
+        (Socket::Unix(_), _) => Transport::Unix,
+        (Socket::Tcp(_), Some(peer)) if peer.ip().to_canonical().is_loopback() => Transport::Loopback,
+        // Whose address is not known any more is trusted least.
+        (Socket::Tcp(_), Some(_) | None) => Transport::Remote,
     }
 }
 
@@ -480,7 +489,7 @@ pub async fn open(context: &Context, login: &mut LoggedIn, place: super::entry::
         },
         long_key: startup.spoken_minor() >= 2,
     };
-    let listed = context.clients.list(place, identity, &login.stream);
+    let listed = context.clients.list(place, identity, &login.stream, login.peer);
     let mut message = Vec::with_capacity(512);
     reply::authentication(&mut message, AuthRequest::Ok);
     for (name, value) in params.iter() {

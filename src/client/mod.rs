@@ -22,6 +22,7 @@ use crate::wire::Report;
 use login::{Ended, LoggedIn};
 use relay::{End, Relay, Serving, Upstream};
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -147,7 +148,7 @@ pub async fn serve(
 ) {
     context.counters.accepted.fetch_add(1, Ordering::Relaxed);
     let peer = stream.socket().peer();
-    let Some((relay, id)) = open(&context, &door, stream, slot).await else { return };
+    let Some((relay, id)) = open(&context, &door, stream, peer, slot).await else { return };
     tracing::debug!(client = id, peer = peer.map(tracing::field::display), "logged in");
     tokio::spawn(Serving::new(relay, move |end| {
         conclude_session(&context, id, end);
@@ -171,9 +172,14 @@ fn conclude_session(context: &Context, id: u64, end: End) {
     }
 }
 
-async fn open(context: &Arc<Context>, door: &Door, stream: Stream, slot: impl Send) -> Option<(Relay, u64)> {
-    let peer = stream.socket().peer();
-    let login = tokio::time::timeout(context.login_timeout, login::login(context, door, stream)).await;
+async fn open(
+    context: &Arc<Context>,
+    door: &Door,
+    stream: Stream,
+    peer: Option<SocketAddr>,
+    slot: impl Send,
+) -> Option<(Relay, u64)> {
+    let login = tokio::time::timeout(context.login_timeout, login::login(context, door, stream, peer)).await;
     let mut login = match login {
         Ok(Ok(login)) => login,
         Ok(Err((stream, ended))) => {
@@ -214,7 +220,7 @@ async fn open(context: &Arc<Context>, door: &Door, stream: Stream, slot: impl Se
 }
 
 /// Ends a connection that is no session.
-async fn conclude(context: &Context, stream: Option<Stream>, ended: Ended, peer: Option<std::net::SocketAddr>) {
+async fn conclude(context: &Context, stream: Option<Stream>, ended: Ended, peer: Option<SocketAddr>) {
     match ended {
         Ended::Cancel(key) => {
             context.counters.cancels.fetch_add(1, Ordering::Relaxed);

@@ -1,6 +1,6 @@
 //! Listening sockets: TCP and unix, shared by all workers.
 
-use super::Socket;
+use super::{Socket, SocketOptions};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -30,8 +30,8 @@ impl Drop for SocketFile {
 }
 
 impl Bound {
-    /// Binds a TCP address.
-    pub fn tcp(address: SocketAddr) -> io::Result<Self> {
+    /// Binds a TCP address. What is accepted there has these options.
+    pub fn tcp(address: SocketAddr, options: &SocketOptions) -> io::Result<Self> {
         let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
         // A restart must not wait for the connections of the last run to be forgotten.
         socket.set_reuse_address(true)?;
@@ -39,6 +39,7 @@ impl Bound {
             socket.set_only_v6(true)?;
         }
         socket.set_nonblocking(true)?;
+        options.apply(&socket)?;
         socket.bind(&address.into())?;
         socket.listen(i32::try_from(BACKLOG).unwrap_or(i32::MAX))?;
         Ok(Self::Tcp(socket.into()))

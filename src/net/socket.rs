@@ -41,9 +41,9 @@ const TOGETHER: usize = 1024;
 
 impl SocketOptions {
     /// Sets the options, and no-delay, on a TCP socket.
-    pub fn apply(&self, stream: &TcpStream) -> io::Result<()> {
-        stream.set_nodelay(true)?;
-        let socket = SockRef::from(stream);
+    pub fn apply(&self, socket: &impl AsFd) -> io::Result<()> {
+        let socket = SockRef::from(socket);
+        socket.set_tcp_nodelay(true)?;
         if !self.keepalive_idle.is_zero() {
             let keepalive = TcpKeepalive::new()
                 .with_time(self.keepalive_idle)
