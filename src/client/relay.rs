@@ -94,6 +94,9 @@ pub(super) struct Relay {
     quiet: bool,
     /// `input` has frames that may be handled now.
     unhandled: bool,
+    /// Nothing can be read in this turn any more, of the client and of the server: who was asked once and had nothing will
+    /// wake us, and asking again would only cost.
+    dry: Dry,
     /// `output` is held back until every other task that is ready has had its turn; see [`Relay::server_input`].
     held_back: bool,
     /// How many requests the client has made.
@@ -108,6 +111,13 @@ enum Server {
     None,
     Waiting(Pin<Box<dyn Future<Output = Result<Lease, LeaseError>> + Send>>),
     Leased(Lease),
+}
+
+/// Whose socket has nothing to be read.
+#[derive(Default)]
+struct Dry {
+    client: bool,
+    server: bool,
 }
 
 /// Since when what is under way.
@@ -204,6 +214,7 @@ impl Relay {
             quiet: false,
             unhandled: !input.is_empty(),
             input,
+            dry: Dry::default(),
             held_back: false,
             requests: 0,
             timer: None,
@@ -223,6 +234,7 @@ impl Relay {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Stop> {
+        self.dry = Dry::default();
         loop {
             match self.step(cx) {
                 Ok(Step::Progress) if self.held_back => {
@@ -361,6 +373,9 @@ impl Relay {
 
     fn server_input(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {
         let Server::Leased(lease) = &mut self.server else { return Ok(Step::Stuck) };
+        if self.dry.server {
+            return Ok(Step::Stuck);
+        }
         let (stream, session, output) = (&mut self.stream, &mut self.session, &mut self.output);
         let read = scratch::with(|scratch| -> Result<Poll<Result<Read, Stop>>, Stop> {
             let server = &mut **lease;
@@ -403,7 +418,10 @@ impl Relay {
             }))
         })?;
         match read {
-            Poll::Pending => Ok(Step::Stuck),
+            Poll::Pending => {
+                self.dry.server = true;
+                Ok(Step::Stuck)
+            }
             Poll::Ready(read) => {
                 match read? {
                     Read::Handled => self.after_server_input()?,
@@ -553,6 +571,8 @@ impl Relay {
         }
         if again {
             self.unhandled = false;
+        } else if self.dry.client {
+            return Ok(Step::Stuck);
         }
         scratch::with(|scratch| {
             let kept = self.input.len();
@@ -560,7 +580,10 @@ impl Relay {
             let mut read = 0;
             if !again {
                 read = match self.stream.poll_read(cx, &mut scratch.input[kept..kept + scratch::READ])? {
-                    Poll::Pending => return Ok(Step::Stuck),
+                    Poll::Pending => {
+                        self.dry.client = true;
+                        return Ok(Step::Stuck);
+                    }
                     Poll::Ready(0) => return Err(Stop::Client(End::Left)),
                     Poll::Ready(read) => read,
                 };
@@ -671,6 +694,7 @@ impl Relay {
     #[inline]
     fn attach(&mut self, lease: Lease) {
         self.listed.entry.attach(&lease.entry);
+        self.dry.server = false;
         self.server = Server::Leased(lease);
     }
 

@@ -458,7 +458,16 @@ impl Session {
             return Fare::Done;
         };
         if parse.name.is_empty() {
-            let before = self.unnamed_sent(Some(&body[1..]), sql::analyse(parse.query, self.standard_strings), server);
+            // Drivers that do not name their statements say the same again and again.
+            let (text, analysis) = match self.unnamed.as_deref() {
+                Some(Unnamed { text: Some(text), analysis, standard_strings, .. })
+                    if **text == body[1..] && *standard_strings == self.standard_strings =>
+                {
+                    (Arc::clone(text), *analysis)
+                }
+                Some(_) | None => (Arc::from(&body[1..]), sql::analyse(parse.query, self.standard_strings)),
+            };
+            let before = self.unnamed_sent(Some(text), analysis, server);
             server.pipeline.push(Owed::forward(Kind::Parse).with(before));
             to_server.pass(cut.range());
             return Fare::Done;
@@ -508,10 +517,10 @@ impl Session {
     }
 
     /// A Parse of the unnamed statement is on its way; gives what to go back to if it is skipped.
-    fn unnamed_sent(&mut self, text: Option<&[u8]>, analysis: Analysis, server: &mut ServerSide) -> Note {
+    fn unnamed_sent(&mut self, text: Option<Arc<[u8]>>, analysis: Analysis, server: &mut ServerSide) -> Note {
         self.unnamed_count = self.unnamed_count.wrapping_add(1);
         let id = (self.id << 32) | u64::from(self.unnamed_count);
-        let made = Unnamed { id, text: text.map(Into::into), analysis };
+        let made = Unnamed { id, text, analysis, standard_strings: self.standard_strings };
         self.unnamed_pending = (self.unnamed_pending.0 + 1, self.batch);
         Note::Unnamed { client: self.unnamed.replace(Box::new(made)), server: server.unnamed.replace(id) }
     }

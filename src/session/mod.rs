@@ -18,6 +18,7 @@ use crate::wire::{FrameError, Report, TxStatus};
 use pipeline::{Copy, Pipeline};
 use prepared::{ClientPrepared, ServerPrepared, StatementInterner};
 use settings::{Settings, SettingsInterner};
+use std::sync::Arc;
 
 pub use loss::ServerLoss;
 pub use outbound::Outbound;
@@ -98,8 +99,10 @@ pub struct Counts {
 struct Unnamed {
     id: u64,
     /// The body of its Parse message, without the name; none if it is too long to keep.
-    text: Option<Box<[u8]>>,
+    text: Option<Arc<[u8]>>,
     analysis: Analysis,
+    /// How its text was read: `standard_conforming_strings`.
+    standard_strings: bool,
 }
 
 /// A failed transaction without a server.
