@@ -148,7 +148,9 @@ pub async fn serve(
 ) {
     context.counters.accepted.fetch_add(1, Ordering::Relaxed);
     let peer = stream.socket().peer();
-    let Some((relay, id)) = open(&context, &door, stream, peer, slot).await else { return };
+    // Boxed, so that it is not moved when the task is made.
+    let opened = Box::pin(open(&context, &door, stream, peer, slot)).await;
+    let Some((relay, id)) = opened else { return };
     tracing::debug!(client = id, peer = peer.map(tracing::field::display), "logged in");
     tokio::spawn(Serving::new(relay, move |end| {
         conclude_session(&context, id, end);
