@@ -220,7 +220,8 @@ fn statement(first: Token<'_>, lexer: &mut Lexer<'_>, analysis: &mut Analysis) -
         b"set" => {
             // Only what is local to the transaction ends with it for certain.
             let mut ahead = lexer.clone();
-            if !matches!(next_word(&mut ahead).get(), b"transaction" | b"constraints" | b"local") {
+            let local = matches!(next_word(&mut ahead).get(), b"transaction" | b"constraints" | b"local");
+            if !local || ahead.peek() == Token::Punct(b'.') {
                 add(Effects::SETTING);
             }
         }
@@ -274,6 +275,9 @@ mod tests {
             ("select 'set_config', $$nextval$$ -- hold\n /* temp */", Effects::NONE),
             ("begin; set local role x; set transaction read only; SET CONSTRAINTS all deferred; commit", Effects::NONE),
             ("set x = 1", Effects::SETTING),
+            // Settings of an extension that is called like a keyword.
+            ("set local.x = 1", Effects::SETTING),
+            ("set transaction . x = 1", Effects::SETTING),
             ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", Effects::SETTING),
             ("select 1; reset all", Effects::SETTING),
             ("select pg_catalog.Set_Config('a.b', 'c', false)", Effects::SETTING),
