@@ -72,6 +72,9 @@ metrics_table! {
     STALE = "pg_ambassador_server_stale_total", Counter, None, "Idle connections found closed or too old when they were about to be used.";
     LOST = "pg_ambassador_server_lost_total", Counter, None, "Connections lost while a client had them.";
     LEAKS = "pg_ambassador_leaks_total", Counter, None, "Connections on which paranoid mode has found something of their last client. Anything but 0 is a bug.";
+    PINS = "pg_ambassador_pins_total", Counter, None, "Times a client began to keep its server between transactions, by reason.";
+    PINNED = "pg_ambassador_pinned_clients", Gauge, None, "Clients that keep their server between transactions, by reason.";
+    SURVEYS = "pg_ambassador_surveys_total", Counter, None, "Questions to servers about what their clients have left there.";
     CLIENT_PARSES = "pg_ambassador_client_parses_total", Counter, None, "Named statements that clients prepared.";
     SERVER_PARSES = "pg_ambassador_server_parses_total", Counter, None, "Parse messages sent to servers for named statements.";
     BINDS = "pg_ambassador_binds_total", Counter, None, "Bind messages.";

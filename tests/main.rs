@@ -26,3 +26,4 @@ mod smoke;
 mod startup;
 mod support;
 mod tls;
+mod transparency;

@@ -68,6 +68,7 @@ tables! {
     Help = "HELP", "this list";
     Lists = "LISTS", "how many of everything there are";
     Mem = "MEM", "memory";
+    Pins = "PINS", "clients that keep their server between transactions, and why";
     Pools = "POOLS", "pools: clients and servers by what they are doing";
     Servers = "SERVERS", "server connections";
     State = "STATE", "whether the pooler is active, paused or suspended";

@@ -4,6 +4,7 @@ use crate::client::entry::ClientState;
 use crate::client::{Clients, Context};
 use crate::pool::{GateState, Pool, PoolName, Totals};
 use crate::server::ServerState;
+use crate::session::Pin;
 use crate::telemetry::{self as t, Telemetry};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -77,13 +78,22 @@ pub fn render(telemetry: &Telemetry, context: &Context, vitals: Vitals) -> Strin
 
 fn render_clients(telemetry: &Telemetry, clients: &Clients) {
     let mut counts = [(ClientState::Idle, 0), (ClientState::Active, 0), (ClientState::Waiting, 0)];
+    let mut pinned = Pin::ALL.map(|pin| (pin, 0));
     for client in clients.all() {
+        if let Some((pins, _)) = client.pins() {
+            for (pin, count) in &mut pinned {
+                *count += usize::from(pins.has(*pin));
+            }
+        }
         for (state, count) in &mut counts {
             *count += usize::from(client.state() == *state);
         }
     }
     for (state, count) in counts {
         telemetry.gauge(&t::CLIENTS, &[("state", state.as_str())], float(count));
+    }
+    for (pin, count) in pinned {
+        telemetry.gauge(&t::PINNED, &[("reason", pin.as_str())], float(count));
     }
 }
 
@@ -108,12 +118,17 @@ fn render_pool(telemetry: &Telemetry, pool: &Pool, unassigned: &Totals, labels: 
         (&t::STALE, totals.stale),
         (&t::LOST, totals.lost),
         (&t::LEAKS, totals.leaks),
+        (&t::SURVEYS, totals.surveys),
         (&t::CLIENT_PARSES, totals.client_parses),
         (&t::SERVER_PARSES, totals.server_parses),
         (&t::BINDS, totals.binds),
         (&t::LOGINS, totals.logins),
     ] {
         telemetry.set(metric, labels, value);
+    }
+    for (pin, count) in pool.stats.pins() {
+        let labels = [labels[0], labels[1], labels[2], ("reason", pin.as_str())];
+        telemetry.set(&t::PINS, &labels, count);
     }
 }
 

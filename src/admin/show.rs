@@ -77,6 +77,9 @@ pub fn describe(command: &Command) -> Columns {
             Table::Help => columns("command description"),
             Table::Lists => columns("list items:i"),
             Table::Mem => columns("name size:i used:i free:i memtotal:b"),
+            Table::Pins => {
+                columns("client_id:b server_id:b database user reasons pinned_time seconds:b application_name")
+            }
             Table::Pools => columns(
                 "database user cl_active:i cl_waiting:i cl_active_cancel_req:i cl_waiting_cancel_req:i sv_active:i \
                  sv_active_cancel:i sv_being_canceled:i sv_idle:i sv_used:i sv_tested:i sv_login:i maxwait:i maxwait_us:i \
@@ -133,6 +136,7 @@ pub fn rows(table: Table, operator: &Operator) -> Vec<Vec<Cell>> {
         Table::Help => help(),
         Table::Lists => lists(operator),
         Table::Mem => memory(operator),
+        Table::Pins => operator.context.clients.all().iter().filter_map(|client| pin_row(client)).collect(),
         Table::Pools => pools(operator),
         Table::State => {
             let paused = operator.is_paused();
@@ -217,6 +221,20 @@ fn client_row(client: &ClientEntry) -> Vec<Cell> {
         int(client.prepared()),
         int(client.id),
     ]
+}
+
+fn pin_row(client: &ClientEntry) -> Option<Vec<Cell>> {
+    let (pins, since) = client.pins()?;
+    Some(vec![
+        int(client.id),
+        client.server().map_or(Cell::Null, |server| int(server.id)),
+        text(&client.database),
+        text(&client.user),
+        text(pins),
+        text(moment(since)),
+        int(since.elapsed().as_secs()),
+        text(client.application_name()),
+    ])
 }
 
 fn servers(operator: &Operator) -> Vec<Vec<Cell>> {

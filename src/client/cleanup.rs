@@ -21,7 +21,11 @@ pub(super) fn after_client(lease: Lease, session: Session, mode: PoolMode, left:
         drop(lease);
         return;
     }
-    let dirty = mode == PoolMode::Session || !lease.side.dirty().is_none();
+    let dirty = mode == PoolMode::Session || lease.side.may_hold_state();
+    if lease.side.is_spoilt() {
+        lease.close();
+        return;
+    }
     if lease.side.is_free() && lease.input.is_empty() {
         if dirty {
             lease.reset_and_finish(limits.reset);

@@ -3,10 +3,11 @@
 use crate::random;
 use crate::server::ServerEntry;
 use crate::server::entry::CancelOnItsWay;
+use crate::session::Pins;
 use crate::wire::startup::CancelKey;
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -72,6 +73,9 @@ pub struct ClientEntry {
     order: AtomicU8,
     requested_ms: AtomicU64,
     prepared: AtomicU32,
+    /// Why it keeps its server, and since how many milliseconds after `connected`.
+    pins: AtomicU16,
+    pinned_ms: AtomicU64,
     /// The number of the request that is under way, for a cancel to hit; 0 for none.
     request: AtomicU64,
     link: Mutex<Link>,
@@ -148,6 +152,20 @@ impl ClientEntry {
 
     pub(super) fn set_prepared(&self, count: usize) {
         self.prepared.store(u32::try_from(count).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+
+    /// Why it keeps its server between transactions, and since when.
+    pub fn pins(&self) -> Option<(Pins, Instant)> {
+        let pins = Pins::from_bits(self.pins.load(Ordering::Relaxed));
+        let since = self.connected + Duration::from_millis(self.pinned_ms.load(Ordering::Relaxed));
+        (!pins.is_none()).then_some((pins, since))
+    }
+
+    pub(super) fn set_pins(&self, pins: Pins) {
+        if self.pins.swap(pins.bits(), Ordering::Relaxed) == 0 {
+            let ms = self.connected.elapsed().as_millis();
+            self.pinned_ms.store(u64::try_from(ms).unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
     }
 
     /// The server it has.
@@ -348,6 +366,8 @@ impl Clients {
                 order: AtomicU8::new(Order::None as u8),
                 requested_ms: AtomicU64::new(0),
                 prepared: AtomicU32::new(0),
+                pins: AtomicU16::new(0),
+                pinned_ms: AtomicU64::new(0),
                 request: AtomicU64::new(0),
                 link: Mutex::default(),
             });

@@ -523,7 +523,7 @@ async fn learn_welcome(pools: &PoolSet, settings: &Settings, deadline: Instant) 
     }
     let params = Arc::new(lease.params().clone());
     lease.pool().remember_welcome(settings, Arc::clone(&params));
-    if pools.mode() == PoolMode::Session || !lease.side.dirty().is_none() {
+    if pools.mode() == PoolMode::Session || lease.side.may_hold_state() {
         lease.reset_and_finish(std::time::Duration::from_secs(10));
     } else {
         lease.finish(Instant::now());

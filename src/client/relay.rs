@@ -9,7 +9,7 @@ use super::entry::{ClientState, Listed, Order};
 use super::limits::Limits;
 use crate::net::{Stream, scratch};
 use crate::pool::{Lease, LeaseError, Member, PoolSet, Stats};
-use crate::session::{Interners, Next, Outbound, PoolMode, ServerLoss, Session, Violation};
+use crate::session::{Interners, Next, Outbound, Parting, Pins, PoolMode, ServerLoss, Session, Violation};
 use crate::wire::{FrameError, Report, SqlState};
 use std::future::Future;
 use std::io;
@@ -101,6 +101,8 @@ pub(super) struct Relay {
     held_back: bool,
     /// How many requests the client has made.
     requests: u64,
+    /// Why the client keeps its server.
+    pins: Pins,
     timer: Option<Pin<Box<Sleep>>>,
     clock: Clock,
     tally: Tally,
@@ -217,6 +219,7 @@ impl Relay {
             dry: Dry::default(),
             held_back: false,
             requests: 0,
+            pins: Pins::NONE,
             timer: None,
             clock: Clock { heard: Some(Instant::now()), ..Clock::default() },
             tally: Tally::default(),
@@ -458,7 +461,9 @@ impl Relay {
         }
         let now = self.clock.now();
         self.listed.entry.set_request(0);
-        self.clock.heard = Some(now);
+        if self.clock.request.is_some() {
+            self.clock.heard = Some(now);
+        }
         if let Some(since) = self.clock.request.take() {
             lease.pool().stats.record_query(now.saturating_duration_since(since));
         }
@@ -468,13 +473,29 @@ impl Relay {
                 Report::ours(SqlState::ACTIVE_TRANSACTION, "transaction blocks not allowed in statement pooling mode");
             return Err(Stop::Fatal(report));
         }
-        let release = self.session.may_release(&lease.side) && lease.output.is_empty() && lease.input.is_empty();
-        if !lease.side.tx().is_open() || release {
+        let parting = if lease.output.is_empty() && lease.input.is_empty() {
+            self.session.parting(&self.upstream.interners, &mut lease.side)
+        } else {
+            Parting::Stay
+        };
+        if parting == Parting::Ask {
+            let mut question = Vec::new();
+            self.session.ask(&mut lease.side, &mut Outbound::new(&[], &mut question));
+            lease.output = question;
+            lease.pool().stats.add(&crate::pool::Totals { surveys: 1, ..Default::default() });
+        }
+        let (pins, open) = (lease.side.pins(), lease.side.tx().is_open());
+        if pins != self.pins {
+            self.pins_are(pins);
+        }
+        if completed == 0 {
+            // Nothing of the client's was answered: it was a question of our own.
+        } else if !open || parting == Parting::Part {
             self.add_tally(completed, now);
         } else {
             self.stats().add(&crate::pool::Totals { queries: completed, ..Default::default() });
         }
-        if release {
+        if parting == Parting::Part {
             self.release(now);
         }
         if self.quiet {
@@ -509,22 +530,42 @@ impl Relay {
         });
     }
 
-    /// Gives the server back, reset first if something of this client may be left on it.
+    /// Gives the server back.
     #[inline]
     fn release(&mut self, now: Instant) {
         if let Server::Leased(lease) = std::mem::replace(&mut self.server, Server::None) {
             self.listed.entry.detach();
             self.listed.entry.set_prepared(self.session.prepared_len());
-            if lease.side.dirty().is_none() {
-                lease.finish(now);
-            } else {
-                lease.reset_and_finish(self.upstream.limits.reset);
-            }
+            lease.finish(now);
+        }
+    }
+
+    /// What keeps the server with the client has changed.
+    #[cold]
+    fn pins_are(&mut self, pins: Pins) {
+        let Server::Leased(lease) = &self.server else { return };
+        let (client, server) = (self.listed.entry.id, lease.entry.id);
+        if pins.is_none() {
+            tracing::info!(client, server, was = %self.pins, "a client gives back the server that it kept");
+        } else {
+            tracing::info!(client, server, reason = %pins, "a client keeps its server");
+        }
+        lease.pool().stats.count_pins(self.pins, pins);
+        self.listed.entry.set_pins(pins);
+        self.pins = pins;
+    }
+
+    /// The server that the client kept is gone.
+    fn unpin(&mut self) {
+        if !self.pins.is_none() {
+            self.pins = Pins::NONE;
+            self.listed.entry.set_pins(Pins::NONE);
         }
     }
 
     /// Parts from a server that cannot be used any more; true if the client has got half a frame of it.
     fn drop_server(&mut self) -> bool {
+        self.unpin();
         let server = std::mem::replace(&mut self.server, Server::None);
         self.quiet = false;
         self.unhandled = !self.input.is_empty();
@@ -542,7 +583,9 @@ impl Relay {
             sqlstate = %report.code, "lost a server connection in use: {}", report.message
         );
         lease.pool().stats.count_lost();
-        let close = self.session.mode() == PoolMode::Session || self.upstream.limits.close_on_server_loss;
+        // What could not follow it to another server is gone with this one: it must not go on as if it were not.
+        let state = !lease.side.pins().is_none();
+        let close = state || self.session.mode() == PoolMode::Session || self.upstream.limits.close_on_server_loss;
         let told = if close {
             ServerLoss::Broken
         } else {

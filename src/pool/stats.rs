@@ -1,5 +1,6 @@
 //! What has happened in a pool: counters that every worker adds to and every console reads.
 
+use crate::session::{Pin, Pins};
 use crate::telemetry::{self, Histogram, Telemetry};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -11,6 +12,7 @@ macro_rules! totals {
         #[derive(Default)]
         pub struct Stats {
             $($name: AtomicU64,)+
+            pins: [AtomicU64; Pin::ALL.len()],
             meters: OnceLock<Meters>,
         }
 
@@ -87,6 +89,8 @@ totals! {
     lost,
     /// Connections on which paranoid mode has found something of their last client.
     leaks,
+    /// Questions to servers about what their clients have left there.
+    surveys,
 }
 
 /// Histograms of what takes time.
@@ -174,6 +178,18 @@ impl Stats {
     /// A connection was lost while a client had it.
     pub fn count_lost(&self) {
         self.lost.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A client keeps its server, for reasons of which those in `before` are known already.
+    pub fn count_pins(&self, before: Pins, now: Pins) {
+        for pin in now.iter().filter(|pin| !before.has(*pin)) {
+            self.pins[pin as usize].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How often clients have kept a server, by reason.
+    pub fn pins(&self) -> impl Iterator<Item = (Pin, u64)> {
+        Pin::ALL.into_iter().map(|pin| (pin, self.pins[pin as usize].load(Ordering::Relaxed)))
     }
 
     pub(super) fn count_leak(&self) {

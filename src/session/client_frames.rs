@@ -359,7 +359,7 @@ impl Session {
             FrontendTag::Query => {
                 let found = self.analysed.take();
                 let analysis = found.unwrap_or_else(|| self.analyse(cut, frontend::query(cut.body(input))));
-                server.dirty = server.dirty.and(analysis.effects);
+                self.will_run(analysis.effects, cut.body(input), server);
                 let mut owed = Owed::forward(Kind::Query { commits: analysis.commits });
                 // A simple query drops the unnamed statement, wherever it was made; unless it is skipped, and with it what
                 // would have made or dropped one before it.
@@ -370,10 +370,14 @@ impl Session {
                 server.pipeline.push(owed);
                 to_server.pass(cut.range());
                 self.pass_rest(cut);
+                // Behind a COPY that waits for data nothing but data may be sent.
+                if analysis.effects.has(Effects::RESET) && !(analysis.copies && analysis.statements > 1) {
+                    self.restore_startup(server, to_server);
+                }
             }
             FrontendTag::Parse => return Ok(self.parse(shared, input, cut, server, to_server, to_client)),
-            FrontendTag::Bind => return self.bind(input, cut, server, to_server),
-            FrontendTag::Describe => return Ok(self.describe(input, cut, server, to_server)),
+            FrontendTag::Bind => return self.bind(shared, input, cut, server, to_server),
+            FrontendTag::Describe => return Ok(self.describe(shared, input, cut, server, to_server)),
             FrontendTag::Execute => {
                 if !cut.body(input).ends_with(&[0, 0, 0, 0]) {
                     self.limited_batch = Some(self.batch);
@@ -383,7 +387,7 @@ impl Session {
             }
             FrontendTag::Close => return Ok(self.close(input, cut, server, to_server, to_client)),
             FrontendTag::FunctionCall => {
-                server.dirty = server.dirty.and(Effects::UNKNOWN);
+                server.soil(Effects::UNKNOWN);
                 server.pipeline.push(Owed::forward(Kind::Function));
                 to_server.pass(cut.range());
                 self.pass_rest(cut);
@@ -398,6 +402,9 @@ impl Session {
                 self.skipping = false;
                 self.batch = self.batch.wrapping_add(1);
                 to_server.pass(cut.range());
+                if std::mem::take(&mut self.resets) && server.pipeline.copy == Copy::None {
+                    self.restore_startup(server, to_server);
+                }
             }
             FrontendTag::Flush => {
                 // One with a body is malformed, and fails as any other message of a batch does.
@@ -447,7 +454,7 @@ impl Session {
             // Too long to keep, or malformed. An unnamed one passes; the text cannot be made again elsewhere, which only
             // matters if it is bound in a later batch. A named one passes under the client's own name.
             let unnamed = body.first() == Some(&0);
-            server.dirty = server.dirty.and(if unnamed { Effects::UNKNOWN } else { Effects::PREPARE });
+            server.soil(if unnamed { Effects::UNKNOWN } else { Effects::PREPARE });
             let mut owed = Owed::forward(Kind::Parse);
             if unnamed {
                 owed = owed.with(self.unnamed_sent(None, Analysis::UNKNOWN, server));
@@ -472,6 +479,10 @@ impl Session {
             to_server.pass(cut.range());
             return Fare::Done;
         }
+        // What its text means is known when the server has said what is set there.
+        if server.is_asking() && server.will_settle() {
+            return wait_for_quiet(to_server);
+        }
         let existing = match self.prepared.look_up(parse.name, self.batch) {
             Lookup::Unknown => None,
             // Whether it exists is known when nothing is on its way.
@@ -492,7 +503,11 @@ impl Session {
         }
         self.counts.client_parses += 1;
         let analyse = || sql::analyse(parse.query, self.standard_strings);
-        let statement = shared.statements.intern(parse.query, parse.types, &self.settings, analyse);
+        let statement = if self.is_unsettled(server) {
+            shared.statements.private(parse.query, parse.types, analyse())
+        } else {
+            shared.statements.intern(parse.query, parse.types, &self.settings, analyse)
+        };
         let name = self.prepared.begin(parse.name, Some(Arc::clone(&statement)), self.batch);
         let presence = server.prepared.touch(statement.id, self.batch);
         // PostgreSQL itself has to parse where that shows: inside a failed transaction it refuses to, and behind a portal
@@ -539,6 +554,7 @@ impl Session {
 
     fn bind(
         &mut self,
+        shared: &Interners,
         input: &[u8],
         cut: Cut,
         server: &mut ServerSide,
@@ -563,16 +579,20 @@ impl Session {
                 return Ok(wait_for_quiet(to_server));
             }
             self.ensure_unnamed(server, to_server);
-            self.bound(self.unnamed.as_ref().map_or(Analysis::UNKNOWN, |u| u.analysis), server);
+            let analysis = self.unnamed.as_ref().map_or(Analysis::UNKNOWN, |u| u.analysis);
+            let text = self.unnamed.as_ref().and_then(|u| u.text.clone().filter(|_| !analysis.effects.is_none()));
+            self.bound(analysis, text.as_deref().unwrap_or_default(), body, server);
         } else {
             match self.prepared.look_up(bind.statement, self.batch) {
                 Lookup::Known(name, statement) => {
                     let owed = Owed::forward(Kind::Bind).naming(name);
-                    let statement = Arc::clone(statement);
+                    let Some(statement) = self.current(shared, &Arc::clone(name), Arc::clone(statement), server) else {
+                        return Ok(wait_for_quiet(to_server));
+                    };
                     if !server.ensure_prepared(&statement, self.batch, to_server) {
                         return Ok(wait_for_quiet(to_server));
                     }
-                    self.bound(statement.analysis, server);
+                    self.bound(statement.analysis, &statement.query, body, server);
                     rename_bind(cut, bind, &statement.name, to_server);
                     server.pipeline.push(owed);
                     to_server.pass(cut.start + HEADER + bind.names_len..cut.end);
@@ -598,10 +618,82 @@ impl Session {
     }
 
     /// What is bound will be run: what it may leave behind counts from here.
-    fn bound(&mut self, analysis: Analysis, server: &mut ServerSide) {
+    #[inline]
+    fn bound(&mut self, analysis: Analysis, text: &[u8], body: &[u8], server: &mut ServerSide) {
         self.counts.binds += 1;
-        server.dirty = server.dirty.and(analysis.effects);
+        self.will_run(analysis.effects, text, server);
+        if analysis.effects.has(NAMING) {
+            server.note_values(body);
+        }
+        self.resets |= analysis.effects.has(Effects::RESET);
         self.bound_commits = analysis.commits;
+    }
+
+    /// A statement is on its way: what it may leave behind counts from here. Its text may have a terminator, and
+    /// something else behind that.
+    #[inline]
+    fn will_run(&mut self, effects: Effects, text: &[u8], server: &mut ServerSide) {
+        if effects.has(NAMING.and(Effects::PREPARE).and(Effects::EXECUTE)) {
+            self.will_run_with_names(effects, text, server);
+        }
+        server.soil(effects);
+    }
+
+    /// The same for one that may set settings which have to be asked for by name.
+    fn will_run_with_names(&mut self, effects: Effects, text: &[u8], server: &mut ServerSide) {
+        let text = frontend::query(text);
+        if effects.has(NAMING) {
+            server.note_names(text, self.standard_strings);
+        }
+        if effects.has(Effects::PREPARE) {
+            let prepared = self.sql_prepared.get_or_insert_default();
+            prepared.effects = prepared.effects.and(effects.without(Effects::PREPARE));
+            if effects.has(NAMING) {
+                server.too_many_names |= !sql::custom_names(text, self.standard_strings, &mut prepared.names);
+            }
+        }
+        if effects.has(Effects::EXECUTE)
+            && let Some(prepared) = &self.sql_prepared
+        {
+            server.soil(prepared.effects);
+            for name in &prepared.names {
+                server.too_many_names |= !sql::custom_name(name.as_bytes(), &mut server.custom_names);
+            }
+        }
+    }
+
+    /// The statement that a client's name stands for, as it is to be prepared on this server now; none if that is known
+    /// only when the server has answered.
+    ///
+    /// Its text may mean something else by now than it did when it was prepared, because the client has changed its
+    /// settings. PostgreSQL then looks at it anew, and so do we: under another name, so that who has not changed them keeps
+    /// what it has.
+    #[inline]
+    fn current(
+        &mut self,
+        shared: &Interners,
+        name: &Arc<[u8]>,
+        statement: Arc<Statement>,
+        server: &ServerSide,
+    ) -> Option<Arc<Statement>> {
+        let unsettled = self.is_unsettled(server);
+        if statement.is_meant_by(&self.settings) && !unsettled {
+            return Some(statement);
+        }
+        if server.prepared.expects(statement.id) && unsettled {
+            return Some(statement);
+        }
+        if server.is_asking() && server.will_settle() {
+            return None;
+        }
+        let analysis = statement.analysis;
+        let now = if unsettled {
+            shared.statements.private(&statement.query, &statement.types, analysis)
+        } else {
+            shared.statements.intern(&statement.query, &statement.types, &self.settings, || analysis)
+        };
+        self.prepared.replace(name, &now);
+        Some(now)
     }
 
     /// Sees to it that the server's unnamed statement is this client's, or none if the client has none.
@@ -627,7 +719,14 @@ impl Session {
         }
     }
 
-    fn describe(&mut self, input: &[u8], cut: Cut, server: &mut ServerSide, to_server: &mut Outbound<'_>) -> Fare {
+    fn describe(
+        &mut self,
+        shared: &Interners,
+        input: &[u8],
+        cut: Cut,
+        server: &mut ServerSide,
+        to_server: &mut Outbound<'_>,
+    ) -> Fare {
         match frontend::named(cut.body(input)) {
             Ok(Named::Statement(b"")) => {
                 if self.unnamed_is_undecided(server) && server.will_settle() {
@@ -642,7 +741,11 @@ impl Session {
                 match self.prepared.look_up(name, self.batch) {
                     Lookup::Known(name, statement) => {
                         owed = owed.naming(name);
-                        if !server.ensure_prepared(statement, self.batch, to_server) {
+                        let Some(statement) = self.current(shared, &Arc::clone(name), Arc::clone(statement), server)
+                        else {
+                            return wait_for_quiet(to_server);
+                        };
+                        if !server.ensure_prepared(&statement, self.batch, to_server) {
                             return wait_for_quiet(to_server);
                         }
                         name_statement(FrontendTag::Describe, &statement.name, to_server);
@@ -713,6 +816,8 @@ impl Session {
                 | Note::Unnamed { .. }
                 | Note::UnnamedMade
                 | Note::Dropped { .. }
+                | Note::OwnMade(_)
+                | Note::Asked
                 | Note::Reply(_) => {}
             }
             return;
@@ -743,9 +848,24 @@ impl Session {
     }
 }
 
+/// Effects of statements that may set settings under names of the client's own making.
+const NAMING: Effects = Effects::SETTING.and(Effects::UNKNOWN);
+
 impl ServerSide {
+    /// Notes the names in a text that may be such settings.
+    fn note_names(&mut self, text: &[u8], standard_strings: bool) {
+        self.too_many_names |= !sql::custom_names(text, standard_strings, &mut self.custom_names);
+    }
+
+    /// The same for the parameters in the body of a Bind.
+    fn note_values(&mut self, body: &[u8]) {
+        for value in frontend::bind_values(body) {
+            self.too_many_names |= !sql::custom_name(value, &mut self.custom_names);
+        }
+    }
+
     /// Whether waiting lets everything that is owed be answered. In a COPY the server waits for the client instead.
-    fn will_settle(&self) -> bool {
+    pub(super) fn will_settle(&self) -> bool {
         self.is_busy() && !self.in_copy_in()
     }
 

@@ -7,11 +7,13 @@
 mod client_frames;
 mod loss;
 mod outbound;
+mod pin;
 mod pipeline;
 pub mod prepared;
 mod replay;
 mod server_frames;
 pub mod settings;
+mod survey;
 
 use crate::sql::{Analysis, Command, Effects};
 use crate::wire::{FrameError, Report, TxStatus};
@@ -22,6 +24,8 @@ use std::sync::Arc;
 
 pub use loss::ServerLoss;
 pub use outbound::Outbound;
+pub use pin::{Pin, Pins};
+pub use survey::Parting;
 
 /// A frame up to this size is looked at whole; of a longer one the beginning, and the rest streams past.
 pub const WHOLE_FRAME: usize = 64 * 1024;
@@ -53,8 +57,14 @@ pub struct Session {
     mode: PoolMode,
     /// What the client's last ReadyForQuery said.
     tx: TxStatus,
-    /// What the client's session has set.
+    /// What the client's session has set, as far as the server has said.
     settings: Settings,
+    /// What it had set at its login: what a reset takes it back to.
+    startup: Settings,
+    /// What the statements may leave behind that SQL has prepared.
+    sql_prepared: Option<Box<SqlPrepared>>,
+    /// A message of this batch may have reset settings.
+    resets: bool,
     prepared: ClientPrepared,
     unnamed: Option<Box<Unnamed>>,
     unnamed_count: u32,
@@ -92,6 +102,14 @@ pub struct Counts {
     pub server_parses: u64,
     /// Bind messages of the client.
     pub binds: u64,
+}
+
+/// What is known of the statements of a client that SQL has prepared.
+#[derive(Debug, Default)]
+struct SqlPrepared {
+    effects: Effects,
+    /// Names of settings in their texts.
+    names: Vec<Box<str>>,
 }
 
 /// The text of the client's unnamed statement, to make it again on another server.
@@ -155,8 +173,23 @@ pub struct ServerSide {
     unnamed: Option<u64>,
     /// The batch of a message of ours that is on its way to make it so.
     unnamed_pending: Option<u32>,
-    /// What the current client may have left behind.
+    /// What the current client may have left behind since the server was asked.
     dirty: Effects,
+    /// What the question is about that is under way.
+    asked: Effects,
+    /// What questions were about that got no answer.
+    unanswered: Effects,
+    /// How often a question got none, one time after the other.
+    tries: u8,
+    findings: Option<Box<survey::Findings>>,
+    /// Why it stays with its client.
+    pins: Pins,
+    /// Names of settings to ask for, beside those that PostgreSQL lists.
+    custom_names: Vec<Box<str>>,
+    /// There were more of them than can be asked for.
+    too_many_names: bool,
+    /// The role that logged in.
+    login_user: Box<str>,
     body: Option<Body>,
     /// How many prepared statements it may hold.
     prepared_limit: usize,
@@ -249,7 +282,10 @@ impl Session {
             id,
             mode,
             tx: TxStatus::Idle,
+            startup: settings.clone(),
             settings,
+            sql_prepared: None,
+            resets: false,
             prepared: ClientPrepared::default(),
             unnamed: None,
             unnamed_count: 0,
@@ -322,11 +358,19 @@ impl ServerSide {
         Self {
             pipeline: Pipeline::new(),
             settings: defaults,
+            login_user: survey::login_user(&params),
             params,
             prepared: ServerPrepared::default(),
             unnamed: None,
             unnamed_pending: None,
             dirty: Effects::NONE,
+            asked: Effects::NONE,
+            unanswered: Effects::NONE,
+            tries: 0,
+            findings: None,
+            pins: Pins::NONE,
+            custom_names: Vec::new(),
+            too_many_names: false,
             body: None,
             prepared_limit,
         }
@@ -367,11 +411,6 @@ impl ServerSide {
         self.body.is_some()
     }
 
-    /// What the clients since the last reset may have left behind.
-    pub fn dirty(&self) -> Effects {
-        self.dirty
-    }
-
     /// The reported settings.
     pub fn params(&self) -> &Params {
         &self.params
@@ -403,6 +442,13 @@ impl ServerSide {
         self.prepared = ServerPrepared::default();
         self.unnamed = None;
         self.dirty = Effects::NONE;
+        self.asked = Effects::NONE;
+        self.unanswered = Effects::NONE;
+        self.tries = 0;
+        self.findings = None;
+        self.pins = Pins::NONE;
+        self.custom_names = Vec::new();
+        self.too_many_names = false;
     }
 
     /// A ReadyForQuery of an exchange of our own was read, outside [`Session::on_server`].

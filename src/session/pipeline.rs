@@ -4,7 +4,7 @@
 //! the order in which PostgreSQL promises them. Nothing else decides that a server may go to another client (faults.md I1).
 
 use super::Unnamed;
-use super::prepared::{Operation, Statement};
+use super::prepared::{Operation, Own, Statement};
 use crate::wire::{BackendTag, TxStatus};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -41,8 +41,11 @@ pub(super) enum Kind {
 pub(super) enum Fate {
     /// The client gets it.
     Forward,
-    /// It answers a message of ours.
+    /// It answers a message of ours in front of the client's, which must not be run if ours fails.
     Swallow,
+    /// It answers a message of ours behind the client's: its failure is nobody's but ours. What it reports of settings is
+    /// for the client, all the same.
+    Behind,
 }
 
 /// What has to be done or undone when an entry goes.
@@ -62,6 +65,10 @@ pub(super) enum Note {
     Closed { name: Arc<[u8]> },
     /// Bytes that are the client's when this entry's turn comes.
     Reply(Vec<u8>),
+    /// A Parse of a statement for our own purposes.
+    OwnMade(Own),
+    /// The end of a question about what was left behind.
+    Asked,
 }
 
 /// One reply owed.
@@ -81,6 +88,10 @@ impl Owed {
 
     pub(super) fn swallow(kind: Kind) -> Self {
         Self { kind, fate: Fate::Swallow, note: None, name: None }
+    }
+
+    pub(super) fn behind(kind: Kind) -> Self {
+        Self { kind, fate: Fate::Behind, note: None, name: None }
     }
 
     pub(super) fn with(mut self, note: Note) -> Self {

@@ -49,6 +49,12 @@ impl Statement {
     fn is_outdated(&self) -> bool {
         self.outdated.load(Ordering::Relaxed)
     }
+
+    /// Whether its text means to a session with these settings what it meant to the one that prepared it.
+    #[inline]
+    pub(super) fn is_meant_by(&self, settings: &Settings) -> bool {
+        Arc::ptr_eq(&self.parse_key, settings.parse_key())
+    }
 }
 
 impl std::fmt::Debug for Statement {
@@ -120,6 +126,22 @@ impl StatementInterner {
         list.retain(|s| s.strong_count() > 0);
         list.push(Arc::downgrade(&statement));
         statement
+    }
+
+    /// A statement that nobody else gets: one that is parsed while it is not certain what its text means.
+    pub fn private(&self, query: &[u8], types: &[u8], analysis: Analysis) -> Arc<Statement> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        Arc::new(Statement {
+            id,
+            name: format!("{PREFIX}{id}").into(),
+            query: query.into(),
+            types: types.into(),
+            analysis,
+            // An allocation of its own is a key of its own.
+            parse_key: Arc::from(vec![(Box::from(PREFIX), id.to_string().into_boxed_str())]),
+            proven: AtomicBool::new(false),
+            outdated: AtomicBool::new(false),
+        })
     }
 
     /// The statement with this text and these types that some server is known to have parsed.
@@ -207,6 +229,13 @@ impl ClientPrepared {
         key
     }
 
+    /// What stands behind a name is now said by another statement of the same text.
+    pub fn replace(&mut self, name: &[u8], statement: &Arc<Statement>) {
+        if let Some(named) = self.0.as_mut().and_then(|map| map.get_mut(name)) {
+            named.statement = Some(Arc::clone(statement));
+        }
+    }
+
     /// The first message on its way for a name succeeded.
     pub fn confirm(&mut self, name: &[u8]) {
         self.settle(name, |named| drop(named.pending.pop_front()));
@@ -272,8 +301,41 @@ pub struct ServerPrepared {
     tick: u64,
     /// What was used at or after this tick may still be named by a message on its way to the server.
     in_flight_since: u64,
-    /// Which of our own statements that set settings it has: bit n for the one that sets n.
-    pub(super) set_statements: u32,
+    /// Which statements for our own purposes it has, or will have.
+    pub(super) own: u32,
+}
+
+/// A statement for our own purposes, which servers keep prepared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Own {
+    /// Sets so many settings, up to [`Own::MOST`].
+    Set(usize),
+    /// Asks what a client has left.
+    Ask,
+    /// Sets again what a session began with.
+    Restore,
+}
+
+impl Own {
+    /// Settings that one statement sets at most.
+    pub(super) const MOST: usize = 16;
+
+    pub(super) fn bit(self) -> u32 {
+        match self {
+            Self::Set(count) => 1 << count,
+            Self::Ask => 1 << (Self::MOST + 1),
+            Self::Restore => 1 << (Self::MOST + 2),
+        }
+    }
+
+    /// Its name on the server.
+    pub(super) fn name(self) -> String {
+        match self {
+            Self::Set(count) => format!("{PREFIX}set{count}"),
+            Self::Ask => format!("{PREFIX}ask"),
+            Self::Restore => format!("{PREFIX}restore"),
+        }
+    }
 }
 
 /// What is known of one statement on one server.
@@ -336,6 +398,11 @@ impl ServerPrepared {
         }
     }
 
+    /// Whether it has a statement, or will have it if all on its way succeeds.
+    pub fn expects(&self, id: u64) -> bool {
+        self.statements.get(&id).is_some_and(Held::is_expected)
+    }
+
     fn begin(&mut self, statement: &Arc<Statement>, batch: u32, adds: bool) -> Operation {
         self.tick += 1;
         let used = self.tick;
@@ -380,7 +447,7 @@ impl ServerPrepared {
             held.present = false;
             !held.pending.is_empty()
         });
-        self.set_statements = 0;
+        self.own = 0;
     }
 
     /// Nothing is on its way to the server.
@@ -402,9 +469,15 @@ impl ServerPrepared {
         (staying > limit).then(|| Arc::clone(&oldest.statement))
     }
 
+    /// Whether the server has a statement of ours, or will have it.
+    pub(super) fn has_own(&self, own: Own) -> bool {
+        self.own & own.bit() != 0
+    }
+
     /// The names of the statements that the server has, our own included.
     pub(super) fn names(&self) -> std::collections::BTreeSet<String> {
-        let own = (0..u32::BITS).filter(|n| self.set_statements & (1 << n) != 0).map(|n| format!("{PREFIX}set{n}"));
+        let all = (1..=Own::MOST).map(Own::Set).chain([Own::Ask, Own::Restore]);
+        let own = all.filter(|own| self.has_own(*own)).map(Own::name);
         let present = self.statements.values().filter(|held| held.present);
         present.map(|held| held.statement.name.to_string()).chain(own).collect()
     }

@@ -1,19 +1,12 @@
 //! Bring a server to the client's settings, in front of the client's own message and in the same write.
 
 use super::pipeline::{Kind, Owed};
+use super::prepared::Own;
 use super::settings::Settings;
 use super::{Outbound, ServerSide, Session};
 use crate::wire::reply;
 
-/// Settings that one statement of ours sets; more take several.
-const CHUNK: usize = 16;
-
-/// The name on the server of our statement that sets `count` settings.
-fn statement_name(count: usize) -> String {
-    format!("{}set{count}", super::prepared::PREFIX)
-}
-
-/// The text of that statement. By parameters, so that no value is ever pasted into SQL.
+/// The text of our statement that sets `count` settings. By parameters, so that no value is ever pasted into SQL.
 fn statement_text(count: usize) -> String {
     let calls: Vec<String> =
         (0..count).map(|i| format!("pg_catalog.set_config(${},${},false)", 2 * i + 1, 2 * i + 2)).collect();
@@ -22,13 +15,24 @@ fn statement_text(count: usize) -> String {
 
 /// Writes the messages that turn `from` into `to`, and calls `sent` for each answered one.
 fn write_changes(from: &Settings, to: &Settings, held: &mut u32, out: &mut Vec<u8>, mut sent: impl FnMut(Kind)) {
-    for chunk in from.difference(to).chunks(CHUNK) {
-        let name = statement_name(chunk.len());
-        let bit = 1u32 << chunk.len();
-        if *held & bit == 0 {
+    let changes = from.difference(to);
+    // Parameters are read in the encoding that the client has at that time: values that need one wait for the right one.
+    let encoding = changes.iter().position(|(name, _)| *name == "client_encoding");
+    let is_ascii = |(_, value): &(&str, Option<&str>)| value.is_none_or(str::is_ascii);
+    let (first, rest) = match encoding {
+        Some(at) if !changes.iter().all(is_ascii) => {
+            let mut rest = changes;
+            (vec![rest.remove(at)], rest)
+        }
+        Some(_) | None => (Vec::new(), changes),
+    };
+    for chunk in first.chunks(1).chain(rest.chunks(Own::MOST)) {
+        let own = Own::Set(chunk.len());
+        let name = own.name();
+        if *held & own.bit() == 0 {
             reply::parse(out, name.as_bytes(), statement_text(chunk.len()).as_bytes(), &[0, 0]);
             sent(Kind::Parse);
-            *held |= bit;
+            *held |= own.bit();
         }
         let values: Vec<Option<&[u8]>> =
             chunk.iter().flat_map(|(name, value)| [Some(name.as_bytes()), value.map(str::as_bytes)]).collect();
@@ -56,12 +60,12 @@ impl Session {
     }
 
     fn replay_settings(&self, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
-        let mut held = server.prepared.set_statements;
+        let mut held = server.prepared.own;
         let pipeline = &mut server.pipeline;
         write_changes(&server.settings, &self.settings, &mut held, to_server.edit(), |kind| {
             pipeline.push(Owed::swallow(kind));
         });
-        server.prepared.set_statements = held;
+        server.prepared.own = held;
         // The simple query drops the unnamed statement.
         server.unnamed = None;
         server.settings = self.settings.clone();
@@ -73,9 +77,9 @@ impl ServerSide {
     /// calls [`ServerSide::note_settings`].
     pub fn settings_request(&mut self, wanted: &Settings) -> Vec<u8> {
         let mut out = Vec::new();
-        let mut held = self.prepared.set_statements;
+        let mut held = self.prepared.own;
         write_changes(&self.settings, wanted, &mut held, &mut out, |_| {});
-        self.prepared.set_statements = held;
+        self.prepared.own = held;
         out
     }
 }

@@ -54,7 +54,8 @@ impl Session {
             let Some(Frame { tag, len }) = frame::backend(&input[at..]).map_err(Violation::Server)? else { break };
             let cut = Cut { tag, start: at, end: input.len().min(at + len), len };
             let whole = cut.end - cut.start == len;
-            if !whole && !streams(tag, len, cut.end - cut.start) {
+            let read = tag == BackendTag::DataRow && server.reads_rows(len);
+            if !whole && (read || !streams(tag, len, cut.end - cut.start)) {
                 break;
             }
             self.on_frame(input, cut, server, to_client)?;
@@ -134,6 +135,12 @@ impl Session {
                 }
             }
             BackendTag::CommandComplete => self.command_complete(backend::command_tag(body), server),
+            BackendTag::DataRow if !pass => {
+                let whole = cut.end - cut.start == cut.len;
+                if let Some(findings) = &mut server.findings {
+                    findings.row(whole.then_some(body));
+                }
+            }
             BackendTag::CopyIn => server.pipeline.copy_in_begins(),
             BackendTag::CopyOut => server.pipeline.copy = Copy::Out,
             // From here on nothing is counted: whatever comes, this connection serves nobody else.
@@ -188,6 +195,12 @@ impl Session {
                 server.prepared.settle(statement.id, gone, true);
             }
             Note::Reply(bytes) => to_client.edit().extend(bytes),
+            Note::OwnMade(own) => server.prepared.own |= own.bit(),
+            Note::Asked => {
+                if let Some(findings) = &mut server.findings {
+                    findings.complete();
+                }
+            }
         }
     }
 
@@ -227,7 +240,8 @@ impl Session {
             }
             Note::Dropped { statement, sent } => server.prepared.settle(statement.id, sent, false),
             Note::Closed { name } => self.prepared.undo(&name),
-            Note::Duplicate { .. } | Note::Reply(_) => {}
+            Note::OwnMade(own) => server.prepared.own &= !own.bit(),
+            Note::Duplicate { .. } | Note::Reply(_) | Note::Asked => {}
         }
     }
 
@@ -243,6 +257,8 @@ impl Session {
             | Note::UnnamedMade
             | Note::Dropped { .. }
             | Note::Duplicate { .. }
+            | Note::OwnMade(_)
+            | Note::Asked
             | Note::Reply(_) => {}
         }
     }
@@ -267,7 +283,7 @@ impl Session {
     ) -> Result<(), Violation> {
         let (name, value) = backend::parameter_status(body).map_err(Violation::Server)?;
         server.params.set(name, value);
-        let pass = server.front_fate() == Fate::Forward;
+        let pass = server.front_fate() != Fate::Swallow;
         if pass && name == "standard_conforming_strings" {
             self.standard_strings = value != "off";
         }
@@ -299,6 +315,14 @@ impl Session {
             return Err(Violation::Ended(report));
         }
         let Some(front) = server.pipeline.owed.front() else { return Err(unexpected("error")) };
+        if front.fate == Fate::Behind {
+            if let Some(findings) = &mut server.findings {
+                findings.failed(&fields.report());
+            }
+            self.skip_to_sync(server);
+            forward(cut, false, server, to_client);
+            return Ok(());
+        }
         if front.fate == Fate::Swallow
             && !matches!(front.note.as_deref(), Some(Note::Parsed { .. } | Note::UnnamedMade))
         {

@@ -4,7 +4,10 @@
 
 #![allow(clippy::wildcard_enum_match_arm, reason = "all other tokens are what the statement is not")]
 
-use super::lexer::{Lexer, Token};
+use super::lexer::{Lexer, StrKind, Token};
+
+/// What the names of our own prepared statements begin with (`session::prepared::PREFIX`).
+const OURS: &[u8] = b"ambassador:";
 
 /// Text past this is not looked at: its effects are unknown.
 pub const MAX_TEXT: usize = 64 * 1024;
@@ -38,6 +41,31 @@ impl Effects {
     pub const DISCARD: Self = Self(1 << 9);
     /// Something that was not understood.
     pub const UNKNOWN: Self = Self(1 << 10);
+    /// May end what an earlier statement left behind: DROP, CLOSE.
+    pub const ENDING: Self = Self(1 << 11);
+    /// Runs a statement that SQL prepared: it leaves behind what that one does.
+    pub const EXECUTE: Self = Self(1 << 12);
+    /// Takes a setting back to what the session began with: RESET, SET ... TO DEFAULT, DISCARD ALL.
+    pub const RESET: Self = Self(1 << 13);
+    /// UNLISTEN.
+    pub const UNLISTEN: Self = Self(1 << 14);
+
+    /// Effects that only the server itself can say the outcome of.
+    pub const ASKED: Self = Self(
+        Self::SETTING.0
+            | Self::TEMP.0
+            | Self::CURSOR.0
+            | Self::PREPARE.0
+            | Self::LISTEN.0
+            | Self::UNLISTEN.0
+            | Self::ADVISORY.0
+            | Self::DISCARD.0
+            | Self::UNKNOWN.0,
+    );
+    /// Effects after which the same text may mean something else on this server than on another.
+    pub const MEANING: Self = Self(Self::SETTING.0 | Self::TEMP.0 | Self::DISCARD.0 | Self::UNKNOWN.0);
+    /// Effects that nothing can undo, and nobody can ask about: such a connection serves nobody else.
+    pub const LASTING: Self = Self(Self::LOAD.0 | Self::SEED.0);
 
     /// Everything of both.
     #[must_use]
@@ -48,6 +76,18 @@ impl Effects {
     /// Whether something of `other` is in this.
     pub const fn has(self, other: Self) -> bool {
         self.0 & other.0 != 0
+    }
+
+    /// What of this is in `other`, too.
+    #[must_use]
+    pub const fn only(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// What of this is not in `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
     }
 
     /// Whether nothing is in this.
@@ -82,16 +122,20 @@ pub struct Analysis {
     pub effects: Effects,
     /// Whether any of its statements is COMMIT or its like.
     pub commits: bool,
+    /// Whether any of its statements is COPY: the server may read data instead of the next message.
+    pub copies: bool,
 }
 
 impl Analysis {
     /// What is known of a text that nobody looked at.
-    pub const UNKNOWN: Self = Self { first: Command::Other, statements: 1, effects: Effects::UNKNOWN, commits: true };
+    pub const UNKNOWN: Self =
+        Self { first: Command::Other, statements: 1, effects: Effects::UNKNOWN, commits: true, copies: true };
 }
 
 /// Looks at a whole text, which may hold several statements.
 pub fn analyse(text: &[u8], standard_strings: bool) -> Analysis {
-    let mut analysis = Analysis { first: Command::Empty, statements: 0, effects: Effects::NONE, commits: false };
+    let mut analysis =
+        Analysis { first: Command::Empty, statements: 0, effects: Effects::NONE, commits: false, copies: false };
     if text.len() > MAX_TEXT {
         return Analysis::UNKNOWN;
     }
@@ -140,7 +184,9 @@ impl Folded {
 }
 
 /// Words of interest within a statement, and what they may leave behind.
-const TELLING: [(&[u8], Effects); 16] = [
+const TELLING: [(&[u8], Effects); 18] = [
+    (b"drop", Effects::ENDING),
+    (b"close", Effects::ENDING),
     (b"temp", Effects::TEMP),
     (b"temporary", Effects::TEMP),
     (b"pg_temp", Effects::TEMP),
@@ -224,9 +270,13 @@ fn statement(first: Token<'_>, lexer: &mut Lexer<'_>, analysis: &mut Analysis) -
             if !local || ahead.peek() == Token::Punct(b'.') {
                 add(Effects::SETTING);
             }
+            if says_default(lexer.clone()) {
+                add(Effects::RESET);
+            }
         }
-        b"reset" => add(Effects::SETTING),
-        b"listen" | b"unlisten" => add(Effects::LISTEN),
+        b"reset" => add(Effects::SETTING.and(Effects::RESET)),
+        b"listen" => add(Effects::LISTEN),
+        b"unlisten" => add(Effects::UNLISTEN),
         b"prepare" => {
             if next_word(&mut lexer.clone()).get() == b"transaction" {
                 command = Command::Commit;
@@ -234,14 +284,58 @@ fn statement(first: Token<'_>, lexer: &mut Lexer<'_>, analysis: &mut Analysis) -
                 add(Effects::PREPARE);
             }
         }
-        b"execute" | b"deallocate" => add(Effects::PREPARE),
+        b"deallocate" => add(Effects::PREPARE),
+        b"execute" => add(Effects::EXECUTE),
         b"load" => add(Effects::LOAD),
-        b"discard" => add(Effects::DISCARD),
+        b"discard" => {
+            add(Effects::DISCARD);
+            if next_word(&mut lexer.clone()).get() == b"all" {
+                add(Effects::RESET);
+            }
+        }
+        // Their text is a string: whatever stands in it may be run.
         b"do" | b"call" => add(Effects::UNKNOWN),
+        b"copy" => analysis.copies = true,
         _ => {}
     }
     body(first, lexer, analysis);
     command
+}
+
+/// Whether the word DEFAULT stands in the rest of a statement.
+fn says_default(mut ahead: Lexer<'_>) -> bool {
+    loop {
+        match ahead.skip_to(|word| word.eq_ignore_ascii_case(b"default")) {
+            Token::Word(_) => return true,
+            Token::Quoted(_) => {}
+            _ => return false,
+        }
+    }
+}
+
+/// What a call of `set_config` leaves behind, of which `ahead` stands behind the name: nothing if it is said to be local.
+fn set_config(mut ahead: Lexer<'_>) -> Effects {
+    let mut depth = 0usize;
+    let mut last = [Token::End; 2];
+    loop {
+        let token = ahead.next_token();
+        match token {
+            Token::Punct(b'(' | b'[') => depth += 1,
+            Token::Punct(b')') if depth == 1 => break,
+            Token::Punct(b')' | b']') => depth = depth.saturating_sub(1),
+            Token::End | Token::Broken | Token::Punct(b';') => return Effects::SETTING,
+            _ => {}
+        }
+        if depth == 0 {
+            return Effects::SETTING;
+        }
+        last = [last[1], token];
+    }
+    match last {
+        [Token::Punct(b','), Token::Word(word)] if word.eq_ignore_ascii_case(b"true") => Effects::NONE,
+        [Token::Punct(b','), Token::Str(StrKind::Plain, b"true" | b"t" | b"on" | b"1")] => Effects::NONE,
+        _ => Effects::SETTING,
+    }
 }
 
 /// Looks at the words of a statement up to its semicolon.
@@ -253,10 +347,14 @@ fn body(first: Token<'_>, lexer: &mut Lexer<'_>, analysis: &mut Analysis) {
         match token {
             Token::End | Token::Punct(b';') => return,
             Token::Broken => return add(Effects::UNKNOWN),
-            Token::Word(word) => add(telling(word)),
             // An empty one stands for escapes that were not decoded: it may be any name.
             Token::Quoted(b"") => add(Effects::UNKNOWN),
-            Token::Quoted(name) => add(telling(name)),
+            // Names of ours on the server: whatever it is that runs there.
+            Token::Quoted(name) if name.starts_with(OURS) => add(Effects::UNKNOWN),
+            Token::Word(word) | Token::Quoted(word) => match telling(word) {
+                Effects::SETTING => add(set_config(lexer.clone())),
+                found => add(found),
+            },
             Token::Str(..) | Token::Number(_) | Token::Param | Token::Punct(_) | Token::Operator(_) => {}
         }
         token = lexer.skip_to(|word| !telling(word).is_none());
@@ -279,7 +377,7 @@ mod tests {
             ("set local.x = 1", Effects::SETTING),
             ("set transaction . x = 1", Effects::SETTING),
             ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", Effects::SETTING),
-            ("select 1; reset all", Effects::SETTING),
+            ("select 1; reset all", Effects::SETTING.and(Effects::RESET)),
             ("select pg_catalog.Set_Config('a.b', 'c', false)", Effects::SETTING),
             ("select \"set_config\"('a.b', 'c', false)", Effects::SETTING),
             ("select U&\"\\0073et_config\"('a.b', 'c', false)", Effects::UNKNOWN),
@@ -289,10 +387,20 @@ mod tests {
             ("declare c cursor with hold for select 1", Effects::CURSOR),
             ("prepare s as select 1", Effects::PREPARE),
             ("prepare transaction 'x'", Effects::NONE),
-            ("execute s", Effects::PREPARE),
+            ("execute s", Effects::EXECUTE),
             ("deallocate all", Effects::PREPARE),
             ("listen c", Effects::LISTEN),
-            ("unlisten *", Effects::LISTEN),
+            ("unlisten *", Effects::UNLISTEN),
+            ("set work_mem to default", Effects::SETTING.and(Effects::RESET)),
+            ("set a.b = 'default'", Effects::SETTING),
+            ("select set_config('a.b', f(x, '('), true), 1", Effects::NONE),
+            ("select set_config($1, $2, 't')", Effects::NONE),
+            ("select set_config('a.b', 'c', $1)", Effects::SETTING),
+            ("select set_config('a.b', 'c', not true)", Effects::SETTING),
+            ("select \"ambassador:1\"", Effects::UNKNOWN),
+            ("drop table t", Effects::ENDING),
+            ("close all", Effects::ENDING),
+            ("discard all", Effects::DISCARD.and(Effects::RESET)),
             ("with x as (select pg_advisory_lock(1)) select * from x", Effects::ADVISORY),
             ("select pg_try_advisory_lock_shared(1)", Effects::ADVISORY),
             ("select pg_advisory_unlock_all()", Effects::ADVISORY),

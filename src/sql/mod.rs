@@ -2,6 +2,8 @@
 
 pub mod classify;
 pub mod lexer;
+pub mod names;
 
 pub use classify::{Analysis, Command, Effects, analyse};
 pub use lexer::{Lexer, StrKind, Token};
+pub use names::{custom_name, custom_names};

@@ -60,6 +60,30 @@ pub fn bind(prefix: &[u8]) -> Result<Bind<'_>, FrameError> {
     Ok(Bind { portal, statement, names_len: prefix.len() - rest.len() })
 }
 
+/// The parameter values of a whole Bind body, nulls left out, as far as it has the layout of one.
+pub fn bind_values(body: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = bind(body).map_or(&[][..], |bind| &body[bind.names_len..]);
+    let count = |rest: &mut &[u8]| {
+        let (count, after) = rest.split_first_chunk::<2>()?;
+        *rest = after;
+        Some(usize::from(u16::from_be_bytes(*count)))
+    };
+    let formats = count(&mut rest).unwrap_or(0);
+    rest = rest.get(2 * formats..).unwrap_or_default();
+    let values = count(&mut rest).unwrap_or(0);
+    let mut next = move || {
+        let (len, after) = rest.split_first_chunk::<4>()?;
+        let Ok(len) = usize::try_from(i32::from_be_bytes(*len)) else {
+            rest = after;
+            return Some(&[][..]);
+        };
+        let value = after.get(..len)?;
+        rest = &after[len..];
+        Some(value)
+    };
+    (0..values).map_while(move |_| next())
+}
+
 /// Reads a Describe or Close body.
 pub fn named(body: &[u8]) -> Result<Named<'_>, FrameError> {
     const WHAT: &str = "Describe or Close";
@@ -118,6 +142,16 @@ mod tests {
         let read = bind(b"p\0stmt\0\0\0\0\0").unwrap();
         assert_eq!((read.portal, read.statement, read.names_len), (&b"p"[..], &b"stmt"[..], 7));
         assert!(bind(b"p\0stm").is_err());
+    }
+
+    #[test]
+    fn the_values_of_a_bind_are_read_as_far_as_they_go() {
+        let body = b"p\0s\0\0\x01\0\0\0\x03\0\0\0\x02ab\xff\xff\xff\xff\0\0\0\x01c\0\0";
+        assert_eq!(bind_values(body).collect::<Vec<_>>(), [&b"ab"[..], b"", b"c"]);
+        for cut in 0..body.len() {
+            assert!(bind_values(&body[..cut]).count() <= 3);
+        }
+        assert_eq!(bind_values(b"p\0s\0\0\0\0\x01\x7f\xff\xff\xffx").count(), 0);
     }
 
     #[test]

@@ -1,0 +1,383 @@
+//! Ask the server what a client has left on it: the only judge of which settings were committed, and of what keeps a
+//! server with its client.
+//!
+//! Statements only say what they *may* leave behind. Whether a SET was rolled back, whether a lock is still held, what a
+//! function did: the server knows. So when it is free after such a statement it is asked, off the client's path, and
+//! the answer replaces what was believed. What can follow the client (settings, channels) becomes the client's; the rest
+//! pins the server. Clients that never do such a thing are never asked about.
+
+use super::pipeline::{Kind, Note, Owed};
+use super::prepared::Own;
+use super::{Interners, Outbound, Params, Pin, Pins, ServerSide, Session};
+use crate::sql::Effects;
+use crate::wire::{Report, SqlState, backend, reply};
+
+/// What the question is about, as bits of its second parameter.
+const SETTINGS: u32 = 1;
+const TEMPORARY: u32 = 1 << 1;
+const CURSORS: u32 = 1 << 2;
+const PREPARED: u32 = 1 << 3;
+const CHANNELS: u32 = 1 << 4;
+const LOCKS: u32 = 1 << 5;
+
+/// The question: rows of a kind, a name and a value. `$1` are names of settings that `pg_settings` does not list, `$2`
+/// says what is of interest: the rest costs nothing.
+///
+/// Every name and operator says where it is from: the client's `search_path` is in force. Temporary objects all depend on
+/// their schema (`pg_depend`), whatever they are.
+pub(super) const QUESTION: &str = "\
+    select 's', name, setting from pg_catalog.pg_settings \
+    where ($2::pg_catalog.int4 operator(pg_catalog.&) 1) operator(pg_catalog.>) 0 \
+    and source operator(pg_catalog.=) 'session' \
+    union all select 's', n, pg_catalog.current_setting(n, true) from pg_catalog.unnest($1::pg_catalog.text[]) n \
+    where ($2 operator(pg_catalog.&) 1) operator(pg_catalog.>) 0 \
+    union all select 'r', 'role', pg_catalog.current_setting('role') \
+    where ($2 operator(pg_catalog.&) 1) operator(pg_catalog.>) 0 \
+    union all select 'u', 'session_authorization', session_user::pg_catalog.text \
+    where ($2 operator(pg_catalog.&) 1) operator(pg_catalog.>) 0 \
+    union all select 't', '', '' where ($2 operator(pg_catalog.&) 2) operator(pg_catalog.>) 0 \
+    and exists (select from pg_catalog.pg_depend \
+    where refclassid operator(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass \
+    and refobjid operator(pg_catalog.=) pg_catalog.pg_my_temp_schema()) \
+    union all select 'c', '', '' where ($2 operator(pg_catalog.&) 4) operator(pg_catalog.>) 0 \
+    and exists (select from pg_catalog.pg_cursors where is_holdable) \
+    union all select 'p', '', '' where ($2 operator(pg_catalog.&) 8) operator(pg_catalog.>) 0 \
+    and exists (select from pg_catalog.pg_prepared_statements \
+    where pg_catalog.left(name, 11) operator(pg_catalog.<>) 'ambassador:') \
+    union all select 'l', c, '' from pg_catalog.pg_listening_channels() c \
+    where ($2 operator(pg_catalog.&) 16) operator(pg_catalog.>) 0 \
+    union all select 'a', '', '' where ($2 operator(pg_catalog.&) 32) operator(pg_catalog.>) 0 \
+    and exists (select from pg_catalog.pg_locks where locktype operator(pg_catalog.=) 'advisory' \
+    and pid operator(pg_catalog.=) pg_catalog.pg_backend_pid())";
+
+/// How often a question is asked again that the server did not answer.
+const TRIES: u8 = 3;
+/// A row of an answer is a setting and its value. Who sets a longer one keeps the server.
+const MAX_ROW: usize = 64 * 1024;
+
+/// The answer, as it comes in.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    topics: u32,
+    settings: Vec<(String, String)>,
+    user: Option<String>,
+    pins: Pins,
+    channels: Vec<Box<str>>,
+    /// Something in the answer could not be read.
+    unreadable: bool,
+    failed: Option<SqlState>,
+    complete: bool,
+}
+
+impl Findings {
+    /// A row of the answer, if it is short enough to be read.
+    pub(super) fn row(&mut self, body: Option<&[u8]>) {
+        let Some(Ok(columns)) = body.map(backend::row) else {
+            self.unreadable = true;
+            return;
+        };
+        let &[Some(kind), name, value] = columns.as_slice() else {
+            self.unreadable = true;
+            return;
+        };
+        let text = |column: Option<&[u8]>| std::str::from_utf8(column.unwrap_or_default()).ok().map(str::to_owned);
+        let (Some(name), Some(text)) = (text(name), text(value)) else {
+            self.unreadable = true;
+            return;
+        };
+        match kind {
+            // A setting by that name does not exist.
+            b"s" if value.is_none() => {}
+            b"s" => self.settings.push((name, text)),
+            b"r" if text == "none" => {}
+            b"r" => self.settings.push((name, text)),
+            b"u" => self.user = Some(text),
+            b"t" => self.pins.set(Pin::Temporary, true),
+            b"c" => self.pins.set(Pin::Cursor, true),
+            b"p" => self.pins.set(Pin::Prepared, true),
+            b"l" => self.channels.push(name.into()),
+            b"a" => self.pins.set(Pin::AdvisoryLock, true),
+            _ => self.unreadable = true,
+        }
+    }
+
+    /// The server refused to answer.
+    pub(super) fn failed(&mut self, report: &Report) {
+        if !self.complete {
+            self.failed = Some(report.code);
+        }
+    }
+
+    /// All of it was read.
+    pub(super) fn complete(&mut self) {
+        self.complete = true;
+    }
+}
+
+/// What is to become of a server whose client needs nothing of it right now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parting {
+    /// It stays: something is under way, or something keeps it.
+    Stay,
+    /// It has to be asked first what was left on it; see [`Session::ask`].
+    Ask,
+    /// It may serve another client.
+    Part,
+}
+
+impl Session {
+    /// Whether the server is done with this client for now, and if so, whether it can go.
+    #[inline]
+    pub fn parting(&mut self, shared: &Interners, server: &mut ServerSide) -> Parting {
+        if !self.may_release(server) {
+            return Parting::Stay;
+        }
+        if server.dirty.is_none() && server.pins.is_none() && server.findings.is_none() {
+            return Parting::Part;
+        }
+        self.parting_from_dirty(shared, server)
+    }
+
+    fn parting_from_dirty(&mut self, shared: &Interners, server: &mut ServerSide) -> Parting {
+        if let Some(findings) = server.findings.take_if(|findings| findings.complete) {
+            self.learn(shared, server, *findings);
+        }
+        server.pins = server.pins.and(Pins::of_lasting(server.dirty));
+        let topics = server.topics();
+        if topics != 0 {
+            return Parting::Ask;
+        }
+        server.dirty = Effects::NONE;
+        if server.pins.is_none() { Parting::Part } else { Parting::Stay }
+    }
+
+    /// Asks the server what was left on it. The answers are ours; when they are there, [`Session::parting`] knows more.
+    pub fn ask(&mut self, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
+        let topics = server.topics();
+        let mut names = std::mem::take(&mut server.custom_names);
+        for (name, _) in server.settings.iter().filter(|(name, _)| name.contains('.')) {
+            crate::sql::custom_name(name.as_bytes(), &mut names);
+        }
+        server.asked = std::mem::replace(&mut server.dirty, Effects::NONE);
+        server.findings = Some(Box::new(Findings { topics, ..Findings::default() }));
+        let (array, topics) = (array(&names), topics.to_string());
+        server.ask_own(Own::Ask, &[Some(array.as_bytes()), Some(topics.as_bytes())], Some(Note::Asked), to_server);
+    }
+
+    /// What the server said becomes what is known.
+    fn learn(&mut self, shared: &Interners, server: &mut ServerSide, findings: Findings) {
+        let asked = std::mem::replace(&mut server.asked, Effects::NONE);
+        if findings.failed.is_some() || findings.unreadable {
+            // Cancelled, or short of time: ask again. Else it keeps the server, and is asked about when it has run again.
+            server.tries += 1;
+            let gone = findings.failed == Some(SqlState::INVALID_STATEMENT_NAME);
+            if gone {
+                // Something has run DEALLOCATE ALL where we could not see it.
+                server.prepared.clear();
+            }
+            if (gone || findings.failed == Some(SqlState::QUERY_CANCELED)) && server.tries < TRIES {
+                server.dirty = server.dirty.and(asked);
+            } else {
+                server.tries = 0;
+                server.unanswered = server.unanswered.and(asked);
+                server.pins.set(Pin::Unknown, true);
+            }
+            return;
+        }
+        server.tries = 0;
+        server.unanswered = Effects::NONE;
+        server.pins.set(Pin::Unknown, server.too_many_names);
+        for (topic, pin) in
+            [(TEMPORARY, Pin::Temporary), (CURSORS, Pin::Cursor), (PREPARED, Pin::Prepared), (LOCKS, Pin::AdvisoryLock)]
+        {
+            if findings.topics & topic != 0 {
+                server.pins.set(pin, findings.pins.has(pin));
+            }
+        }
+        if findings.topics & PREPARED != 0 && !findings.pins.has(Pin::Prepared) {
+            self.sql_prepared = None;
+        }
+        if findings.topics & CHANNELS != 0 {
+            server.pins.set(Pin::Listen, !findings.channels.is_empty());
+        }
+        if findings.topics & SETTINGS != 0 {
+            let mut list = findings.settings;
+            if let Some(user) = findings.user.filter(|user| **user != *server.login_user) {
+                list.push(("session_authorization".into(), user));
+            }
+            self.settings_are(shared, server, list);
+        }
+    }
+
+    /// The settings of the session on the server are these. Those that it began with and has no more were reset, and a
+    /// reset takes them back to what they were at the login.
+    fn settings_are(&mut self, shared: &Interners, server: &mut ServerSide, list: Vec<(String, String)>) {
+        let known = shared.settings.intern(list);
+        let reset = self.startup.iter().filter(|(name, _)| known.get(name).is_none());
+        let mine: Vec<(&str, &str)> = reset.chain(known.iter()).collect();
+        self.settings = shared.settings.intern(mine);
+        server.settings = known;
+    }
+
+    /// Behind a message that may have reset settings: they are to be what they were at the login. PostgreSQL itself would
+    /// do that, had it been told them in the startup packet.
+    pub(super) fn restore_startup(&mut self, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
+        if self.startup.is_empty() {
+            return;
+        }
+        let (names, values): (Vec<&str>, Vec<&str>) = self.startup.iter().unzip();
+        let (names, values) = (array(&names), array(&values));
+        server.ask_own(Own::Restore, &[Some(names.as_bytes()), Some(values.as_bytes())], None, to_server);
+    }
+
+    /// Whether what this server has set is not what the session is known to have set: a statement that is parsed there now
+    /// may mean something else than it does elsewhere.
+    #[inline]
+    pub(super) fn is_unsettled(&self, server: &ServerSide) -> bool {
+        server.dirty.and(server.asked).and(server.unanswered).has(Effects::MEANING) || server.pins.has(Pin::Temporary)
+    }
+}
+
+/// Sets again what the session began with, where it is set no more.
+pub(super) const RESTORE: &str = "\
+    select pg_catalog.set_config(n, v, false) from rows from \
+    (pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::pg_catalog.text[])) u(n, v) \
+    where case when n operator(pg_catalog.=) 'role' then pg_catalog.current_setting(n) operator(pg_catalog.=) 'none' \
+    when n operator(pg_catalog.=) 'session_authorization' then false \
+    when n operator(pg_catalog.~) '[.]' \
+    then (pg_catalog.current_setting(n, true) operator(pg_catalog.=) '') is not false \
+    else not exists (select from pg_catalog.pg_settings where pg_catalog.lower(name) operator(pg_catalog.=) n \
+    and source operator(pg_catalog.=) 'session') end";
+
+impl ServerSide {
+    /// What has to be asked about.
+    fn topics(&self) -> u32 {
+        let dirty = self.dirty;
+        if dirty.is_none() {
+            return 0;
+        }
+        let ending = |pin| dirty.has(Effects::ENDING) && self.pins.has(pin);
+        let all = Effects::UNKNOWN.and(Effects::DISCARD);
+        let mut topics = 0;
+        for (topic, effects, ended) in [
+            (SETTINGS, Effects::SETTING, false),
+            (TEMPORARY, Effects::TEMP, ending(Pin::Temporary)),
+            (CURSORS, Effects::CURSOR, ending(Pin::Cursor)),
+            (PREPARED, Effects::PREPARE, false),
+            (CHANNELS, Effects::LISTEN.and(Effects::UNLISTEN), false),
+            (LOCKS, Effects::ADVISORY, false),
+        ] {
+            if ended || dirty.has(effects.and(all)) {
+                topics |= topic;
+            }
+        }
+        topics
+    }
+
+    /// Notes what a message that is on its way may leave behind.
+    #[inline]
+    pub(super) fn soil(&mut self, effects: Effects) {
+        self.dirty = self.dirty.and(effects).and(self.unanswered);
+    }
+
+    /// Why it stays with its client.
+    pub fn pins(&self) -> Pins {
+        self.pins
+    }
+
+    /// Whether something of its client may be left on it.
+    pub fn may_hold_state(&self) -> bool {
+        !(self.dirty.is_none() && self.asked.is_none() && self.unanswered.is_none() && self.pins.is_none())
+    }
+
+    /// Whether no reset makes it fit for another client.
+    pub fn is_spoilt(&self) -> bool {
+        self.pins.is_lasting() || self.dirty.and(self.asked).has(Effects::LASTING)
+    }
+
+    /// Whether a question about what was left on it is under way.
+    #[inline]
+    pub(super) fn is_asking(&self) -> bool {
+        self.findings.is_some()
+    }
+
+    /// Runs one of our own statements behind what the client has asked for.
+    fn ask_own(&mut self, own: Own, values: &[Option<&[u8]>], note: Option<Note>, to_server: &mut Outbound<'_>) {
+        let out = to_server.edit();
+        let name = own.name();
+        // What the client has just asked for may drop it, and it may fail to: whichever it is, it is made anew.
+        let uncertain = own == Own::Restore;
+        if uncertain {
+            reply::close_statement(out, name.as_bytes());
+            self.pipeline.push(Owed::behind(Kind::Close));
+        }
+        if uncertain || !self.prepared.has_own(own) {
+            let text = if own == Own::Ask { QUESTION } else { RESTORE };
+            reply::parse(out, name.as_bytes(), text.as_bytes(), &[0, 0]);
+            self.pipeline.push(Owed::behind(Kind::Parse).with(Note::OwnMade(own)));
+            self.prepared.own |= own.bit();
+        }
+        reply::bind_text(out, name.as_bytes(), values);
+        self.pipeline.push(Owed::behind(Kind::Bind));
+        reply::execute(out);
+        self.pipeline.push(Owed::behind(Kind::Execute { commits: false }));
+        reply::sync(out);
+        let last = Owed::behind(Kind::Sync);
+        self.pipeline.push(match note {
+            Some(note) => last.with(note),
+            None => last,
+        });
+    }
+
+    /// The longest frame of an answer that is read whole.
+    pub(super) fn reads_rows(&self, len: usize) -> bool {
+        self.is_asking() && len <= MAX_ROW
+    }
+}
+
+/// The name under which the server itself knows who logged in.
+pub(super) fn login_user(params: &Params) -> Box<str> {
+    params.get("session_authorization").unwrap_or_default().into()
+}
+
+/// A PostgreSQL array of text.
+fn array<S: AsRef<str>>(items: &[S]) -> String {
+    let mut text = String::from("{");
+    for (at, item) in items.iter().enumerate() {
+        if at > 0 {
+            text.push(',');
+        }
+        text.push('"');
+        for c in item.as_ref().chars() {
+            if matches!(c, '"' | '\\') {
+                text.push('\\');
+            }
+            text.push(c);
+        }
+        text.push('"');
+    }
+    text.push('}');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_array_keeps_every_byte_of_its_items() {
+        assert_eq!(array(&["a.b", "x\"y\\z", ""]), r#"{"a.b","x\"y\\z",""}"#);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_said_to_be_unknown() {
+        let mut findings = Findings::default();
+        findings.row(Some(b"\0\x03\0\0\0\x01s\0\0\0\x01x\0\0\0\x01\xff"));
+        assert!(findings.unreadable);
+        let mut findings = Findings::default();
+        findings.row(Some(b"\0\x03\0\0\0\x01s\0\0\0\x01x\0\0\0\x01y"));
+        findings.row(Some(b"\0\x03\0\0\0\x01s\0\0\0\x01z\xff\xff\xff\xff"));
+        assert_eq!(findings.settings, [("x".to_owned(), "y".to_owned())]);
+        assert!(!findings.unreadable);
+    }
+}

@@ -1,0 +1,384 @@
+//! Transaction mode: what a client sets, makes or holds follows it or keeps its server, and nobody else ever sees it.
+
+use crate::support::client::{Message, bind, execute, parse, query, sync};
+use crate::support::{Ambassador, Client, Random, shared, url, wait_until};
+
+/// A database of the test's own on the shared server.
+fn database(name: &str) -> String {
+    let mut direct = Client::new(shared().port());
+    direct.query(&format!("drop database if exists {name} with (force)"));
+    direct.query(&format!("create database {name}"));
+    name.to_owned()
+}
+
+fn ambassador(size: usize) -> Ambassador {
+    Ambassador::start(&[url(shared()).as_str(), "--pool-size", &size.to_string(), "-s", "paranoid=true"])
+}
+
+fn login(port: u16, database: &str, more: &[(&str, &str)]) -> Client {
+    Client::login(port, &[&[("user", "postgres"), ("database", database)], more].concat())
+}
+
+/// Runs each step directly and through an ambassador, on one server that another client uses between any two of them,
+/// and compares every byte of the answers.
+fn same_as_direct(name: &str, startup: &[(&str, &str)], steps: &[&str]) {
+    // Locks belong to a database: each way has its own.
+    let (name, direct) = (database(name), database(&format!("{name}_direct")));
+    let pooled = ambassador(2);
+    let mut direct = login(shared().port(), &direct, startup);
+    let mut through = login(pooled.port, &name, startup);
+    // It has settings of its own, so that those of the other have to be taken back and set again each time.
+    let mut other = login(pooled.port, &name, &[("application_name", "other"), ("TimeZone", "Asia/Tokyo")]);
+    for (at, step) in steps.iter().enumerate() {
+        let [expected, found] = [&mut direct, &mut through]
+            .map(|c| c.exchange(&query(step)).into_iter().map(Message::without_oids).collect::<Vec<_>>());
+        assert_eq!(found, expected, "step {at}: {step}");
+        assert_eq!(
+            other.value("select current_setting('application_name') || current_setting('TimeZone')"),
+            "otherAsia/Tokyo"
+        );
+        assert_eq!(other.value("select current_setting('search_path') || current_user"), "\"$user\", publicpostgres");
+    }
+}
+
+#[test]
+fn settings_follow_their_client_and_nobody_else() {
+    same_as_direct(
+        "transparent_settings",
+        &[("application_name", "mine"), ("options", "-c work_mem=2MB -c my.start=s")],
+        &[
+            "set timezone to 'Europe/Paris'",
+            "show timezone",
+            "set search_path = pg_catalog, public",
+            "show search_path",
+            "select set_config('my.tenant', 'a ''quoted'' \"one\" \\ {x}', false)",
+            "select current_setting('my.tenant')",
+            "set my.other = 5",
+            "select current_setting('my.other'), current_setting('my.start')",
+            "set names 'LATIN1'",
+            "show client_encoding",
+            "set time zone interval '+03:30' hour to minute",
+            "show timezone",
+            "set session characteristics as transaction read only",
+            "create table nowhere ()",
+            "set session characteristics as transaction read write",
+            "show transaction_read_only",
+            "set nothing_like_it = 1",
+            "set work_mem = 'much'",
+            "show work_mem",
+            "set datestyle = german",
+            "select date '2026-02-03'",
+            "reset datestyle",
+            "select date '2026-02-03'",
+            "set extra_float_digits = 0; set bytea_output = 'escape'; select '\\x01'::bytea, 0.1::float8 + 0.2",
+            "select '\\x01'::bytea, 0.1::float8 + 0.2",
+        ],
+    );
+}
+
+#[test]
+fn settings_follow_commit_rollback_and_savepoints() {
+    same_as_direct(
+        "transparent_transactions",
+        &[],
+        &[
+            "begin",
+            "set application_name = 'rolled back'",
+            "rollback",
+            "show application_name",
+            "begin; set work_mem = '1MB'; savepoint a; set work_mem = '2MB'; savepoint b",
+            "set work_mem = '3MB'",
+            "rollback to b",
+            "show work_mem",
+            "release a",
+            "set local maintenance_work_mem = '5MB'",
+            "commit",
+            "show work_mem",
+            "show maintenance_work_mem",
+            "begin",
+            "set lock_timeout = '5s'",
+            "select 1/0",
+            "commit",
+            "show lock_timeout",
+            "set lock_timeout = '6s'; select 1/0",
+            "show lock_timeout",
+            "begin; select set_config('x.y', 'local', true)",
+            "select current_setting('x.y')",
+            "commit",
+            "do $$ begin perform set_config('hidden.one', 'in a block', false); execute 'set work_mem = ''9MB'''; end $$",
+            "select current_setting('hidden.one'), current_setting('work_mem')",
+            "begin; do $$ begin perform set_config('hidden.one', 'gone', false); raise exception 'x'; end $$",
+            "rollback",
+            "select current_setting('hidden.one')",
+        ],
+    );
+}
+
+#[test]
+fn a_reset_takes_settings_back_to_what_they_were_at_the_login() {
+    same_as_direct(
+        "transparent_reset",
+        &[("options", "-c work_mem=3MB -c my.start=s -c search_path=pg_catalog"), ("lock_timeout", "7s")],
+        &[
+            "set work_mem = '4MB'",
+            "reset work_mem",
+            "show work_mem",
+            "set my.start = 'other'; set search_path = public",
+            "reset all",
+            "show search_path",
+            "select current_setting('my.start'), current_setting('lock_timeout'), current_setting('work_mem')",
+            "begin",
+            "set lock_timeout = '8s'",
+            "set lock_timeout to default",
+            "show lock_timeout",
+            "rollback",
+            "set my.start = 'x'",
+            "discard all",
+            "select current_setting('my.start'), current_setting('lock_timeout'), current_setting('work_mem')",
+        ],
+    );
+}
+
+#[test]
+fn a_role_follows_its_client_and_is_given_back_before_others_are_served() {
+    let mut direct = Client::new(shared().port());
+    for role in ["travelling_a", "travelling_b"] {
+        direct.query(&format!("drop role if exists {role}"));
+        direct.query(&format!("create role {role}"));
+    }
+    same_as_direct(
+        "transparent_roles",
+        &[],
+        &[
+            "set role travelling_a",
+            "select current_user, session_user",
+            "set work_mem = '1MB'",
+            "reset role",
+            "select current_user, session_user",
+            "set session authorization travelling_b",
+            "select current_user, session_user, current_setting('work_mem')",
+            "set role travelling_a",
+            "create table forbidden ()",
+            "select current_user, session_user",
+            "reset session authorization",
+            "select current_user, session_user",
+            "begin; set local role travelling_a",
+            "select current_user",
+            "commit",
+            "select current_user",
+            "set role nobody_like_that",
+            "set role none",
+            "select current_user",
+        ],
+    );
+    direct.query("drop role travelling_a");
+    direct.query("drop role travelling_b");
+}
+
+#[test]
+fn temporary_tables_locks_and_cursors_keep_their_server_for_as_long_as_they_exist() {
+    same_as_direct(
+        "transparent_pins",
+        &[],
+        &[
+            "create temp table t as select 1 as n",
+            "select * from t",
+            "insert into t values (2)",
+            "select count(*) from t",
+            "drop table t",
+            "select * from t",
+            "create function pg_temp.f() returns int language sql as 'select 7'",
+            "select pg_temp.f()",
+            "drop function pg_temp.f()",
+            "begin; create temp table gone (n int) on commit drop; commit",
+            "begin; create temp table t (n int); rollback",
+            "declare c cursor with hold for select * from generate_series(1, 5)",
+            "fetch 2 from c",
+            "fetch 2 from c",
+            "close c",
+            "select pg_advisory_lock(4711), pg_try_advisory_lock(4712)",
+            "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()",
+            "select pg_advisory_unlock(4711)",
+            "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()",
+            "select pg_advisory_unlock_all()",
+            "prepare s (int) as select $1 * 2",
+            "execute s (21)",
+            "prepare s as select 1",
+            "deallocate s",
+            "execute s (21)",
+            "prepare t as select set_config('by.execute', 'yes', false)",
+            "execute t",
+            "deallocate all",
+            "select current_setting('by.execute')",
+            "select count(*) from pg_prepared_statements where from_sql",
+        ],
+    );
+}
+
+#[test]
+fn a_pin_is_shown_with_its_reason_and_ends_with_what_it_is_for() {
+    let ambassador = ambassador(2);
+    let mut one = Client::new(ambassador.port);
+    let shown = |reasons: &str| {
+        wait_until("SHOW PINS says so", || {
+            let rows = ambassador.show("PINS");
+            match reasons {
+                "" => rows.is_empty(),
+                reasons => rows.len() == 1 && rows[0][4].as_deref() == Some(reasons),
+            }
+        });
+    };
+    shown("");
+    one.query("create temp table shown (n int)");
+    shown("temporary");
+    one.query("select pg_advisory_lock(99)");
+    shown("temporary,advisory_lock");
+    assert!(ambassador.metric("pg_ambassador_pinned_clients") >= 2.0);
+    one.query("drop table shown");
+    shown("advisory_lock");
+    // A lock that a savepoint or an error does not give back is still held.
+    one.try_query("begin; select pg_advisory_unlock(99); select 1/0").unwrap_err();
+    one.query("rollback");
+    shown("");
+    assert!(ambassador.metric("pg_ambassador_pins_total") >= 2.0);
+    assert!(ambassador.log().contains("a client keeps its server"), "{}", ambassador.log());
+}
+
+#[test]
+fn a_client_that_leaves_with_state_leaves_none_of_it() {
+    let ambassador = ambassador(1);
+    let name = database("transparent_leaving");
+    for (at, state) in [
+        "create temp table left_behind (n int)",
+        "select pg_advisory_lock(5)",
+        "declare c cursor with hold for select 1",
+        "prepare s as select 1",
+        "set role pg_monitor",
+        "set my.secret = 'x'",
+        "begin; set work_mem = '1MB'; create temp table left_behind (n int)",
+        "load 'plpgsql'",
+        "select setseed(0.5)",
+        "listen left_behind",
+        "discard all",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let mut leaving = login(ambassador.port, &name, &[("application_name", "leaver")]);
+        leaving.query(state);
+        if at % 2 == 0 {
+            leaving.send(b"X\0\0\0\x04");
+        }
+        drop(leaving);
+        let mut next = login(ambassador.port, &name, &[]);
+        let left = "select (select count(*) from pg_class where relname = 'left_behind') || current_user \
+            || coalesce(current_setting('my.secret', true), '') || current_setting('work_mem') \
+            || (select count(*) from pg_locks where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())) \
+            || (select count(*) from pg_cursors where name = 'c') || current_setting('application_name') \
+            || (select count(*) from pg_prepared_statements where from_sql)";
+        assert_eq!(next.value(left), "0postgres4MB000", "{state}");
+        assert!(next.try_query("select * from left_behind").is_err(), "{state}");
+    }
+}
+
+#[test]
+fn a_statement_prepared_under_another_search_path_is_never_reused() {
+    let name = database("transparent_search_path");
+    let ambassador = ambassador(1);
+    let mut direct = login(shared().port(), &name, &[]);
+    for schema in ["a", "b"] {
+        direct.query(&format!("create schema {schema}; create table {schema}.t as select '{schema}' as x"));
+    }
+    let mut clients = ["a", "b"].map(|schema| {
+        let mut client = login(ambassador.port, &name, &[]);
+        client.query(&format!("set search_path = {schema}"));
+        (schema, client)
+    });
+    let ask = |client: &mut Client, parse_too: bool| {
+        let mut batch = if parse_too { parse("s", "select x from t") } else { Vec::new() };
+        batch.extend([bind("", "s", &[]), execute("", 0), sync()].concat());
+        let answer = client.exchange(&batch);
+        let row = answer.iter().find(|m| m.tag == b'D').unwrap_or_else(|| panic!("{answer:?}"));
+        row.columns()[0].clone().unwrap()
+    };
+    for round in 0..5 {
+        for (schema, client) in &mut clients {
+            assert_eq!(ask(client, round == 0), *schema, "round {round}");
+        }
+    }
+    // Inside a transaction that changes it, and is rolled back.
+    let (_, one) = &mut clients[0];
+    one.query("begin; set local search_path = b");
+    let answer = one.exchange(&[parse("u", "select x from t"), bind("", "u", &[]), execute("", 0), sync()].concat());
+    assert_eq!(answer.iter().find(|m| m.tag == b'D').unwrap().columns()[0].as_deref(), Some("b"));
+    one.query("rollback");
+    let answer = one.exchange(&[bind("", "u", &[]), execute("", 0), sync()].concat());
+    assert_eq!(answer.iter().find(|m| m.tag == b'D').unwrap().columns()[0].as_deref(), Some("a"));
+}
+
+#[test]
+fn parameters_of_a_bound_set_config_are_followed_too() {
+    let ambassador = ambassador(1);
+    let (mut one, mut two) = (Client::new(ambassador.port), Client::new(ambassador.port));
+    let set = [
+        parse("", "select set_config($1, $2, false)"),
+        bind("", "", &[Some("bound.name"), Some("bound value")]),
+        execute("", 0),
+        sync(),
+    ];
+    one.exchange(&set.concat());
+    assert_eq!(two.value("select coalesce(nullif(current_setting('bound.name', true), ''), 'none')"), "none");
+    assert_eq!(one.value("select current_setting('bound.name')"), "bound value");
+}
+
+#[test]
+fn parameter_status_reaches_the_client_whose_setting_it_is_and_no_other() {
+    let ambassador = ambassador(1);
+    let mut one = Client::new(ambassador.port);
+    let mut two = login(ambassador.port, "postgres", &[("application_name", "two")]);
+    let statuses = |messages: &[Message]| messages.iter().filter(|m| m.tag == b'S').count();
+    assert_eq!(statuses(&one.exchange(&query("set application_name = 'one'"))), 1);
+    for _ in 0..3 {
+        assert_eq!(statuses(&two.exchange(&query("select 1"))), 0);
+        assert_eq!(statuses(&one.exchange(&query("select 1"))), 0);
+    }
+    assert_eq!(one.value("show application_name"), "one");
+    assert_eq!(two.value("show application_name"), "two");
+}
+
+#[test]
+fn many_clients_with_settings_of_their_own_never_meet_on_few_servers() {
+    let ambassador = ambassador(3);
+    std::thread::scope(|scope| {
+        for id in 0..24u64 {
+            let port = ambassador.port;
+            scope.spawn(move || {
+                let mut random = Random::new(id);
+                let mut client = Client::new(port);
+                let (mut tenant, mut zone) = (String::new(), "UTC");
+                client.query("set timezone = 'UTC'");
+                for round in 0..40 {
+                    match random.below(4) {
+                        0 => {
+                            tenant = format!("tenant {id} {round}");
+                            client.query(&format!("set app.tenant = '{tenant}'"));
+                        }
+                        1 => {
+                            zone = ["UTC", "Asia/Tokyo", "Europe/Paris"][random.below(3)];
+                            client.query(&format!("begin; set timezone = '{zone}'; commit"));
+                        }
+                        2 => {
+                            client.query("begin; set app.tenant = 'lost'; set timezone = 'Asia/Seoul'");
+                            client.query("rollback");
+                        }
+                        _ => {}
+                    }
+                    let now = client.value(
+                        "select coalesce(current_setting('app.tenant', true), '') || '/' || current_setting('timezone')",
+                    );
+                    assert_eq!(now, format!("{tenant}/{zone}"), "client {id}, round {round}");
+                }
+            });
+        }
+    });
+}
