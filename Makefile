@@ -9,7 +9,7 @@ N ?= 2000
 SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fmt differential bench fuzz doc deny
+.PHONY: help demo test lint fmt differential regress bench fuzz doc deny
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,9 @@ differential: ## Random sessions, direct and through the ambassador: N=2000 of t
 	@bindir=$$(scripts/setup) && PG_BINDIR="$$bindir" DIFFERENTIAL_SESSIONS=$(N) DIFFERENTIAL_SEED=$(SEED) \
 		$(CARGO) test $(LOCKED) --test behaviour -- --nocapture \
 		random_sessions_cannot_tell_the_ambassador_from_the_server
+
+regress: ## PostgreSQL's own regression tests, direct and through the ambassador
+	@tests/regress/run
 
 bench: ## Compare with direct connections and, where it is installed, PgBouncer
 	@bindir=$$(scripts/setup) && PG_BINDIR="$$bindir" benches/run
