@@ -369,6 +369,8 @@ fn i06_what_a_client_leaves_behind_is_never_seen_by_the_next() {
     ];
     for sql in dirt {
         one.query(sql);
+        // Some of it keeps its server, for as long as its client is there.
+        drop(one);
         let clean = two.query(
             "select current_setting('work_mem'), current_user, session_user, current_setting('search_path'), \
              (select count(*) from pg_prepared_statements), (select count(*) from pg_cursors), \

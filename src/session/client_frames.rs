@@ -359,6 +359,9 @@ impl Session {
             FrontendTag::Query => {
                 let found = self.analysed.take();
                 let analysis = found.unwrap_or_else(|| self.analyse(cut, frontend::query(cut.body(input))));
+                if analysis.effects.has(Effects::LOOKING) {
+                    self.hide_others(server, to_server);
+                }
                 self.will_run(analysis.effects, cut.body(input), server);
                 let mut owed = Owed::forward(Kind::Query { commits: analysis.commits });
                 // A simple query drops the unnamed statement, wherever it was made; unless it is skipped, and with it what
@@ -580,6 +583,9 @@ impl Session {
             }
             self.ensure_unnamed(server, to_server);
             let analysis = self.unnamed.as_ref().map_or(Analysis::UNKNOWN, |u| u.analysis);
+            if analysis.effects.has(Effects::LOOKING) {
+                self.hide_others(server, to_server);
+            }
             let text = self.unnamed.as_ref().and_then(|u| u.text.clone().filter(|_| !analysis.effects.is_none()));
             self.bound(analysis, text.as_deref().unwrap_or_default(), body, server);
         } else {
@@ -591,6 +597,9 @@ impl Session {
                     };
                     if !server.ensure_prepared(&statement, self.batch, to_server) {
                         return Ok(wait_for_quiet(to_server));
+                    }
+                    if statement.analysis.effects.has(Effects::LOOKING) {
+                        self.hide_others(server, to_server);
                     }
                     self.bound(statement.analysis, &statement.query, body, server);
                     rename_bind(cut, bind, &statement.name, to_server);
@@ -659,6 +668,18 @@ impl Session {
             for name in &prepared.names {
                 server.too_many_names |= !sql::custom_name(name.as_bytes(), &mut server.custom_names);
             }
+        }
+    }
+
+    /// The client is about to look at the prepared statements of its session: those of others and of ours are none of them.
+    #[cold]
+    fn hide_others(&mut self, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
+        for own in server.prepared.owned().collect::<Vec<_>>() {
+            reply::close_statement(to_server.edit(), own.name().as_bytes());
+            server.pipeline.push(Owed::swallow(Kind::Close).with(Note::OwnGone(own)));
+        }
+        for statement in server.prepared.held().iter().filter(|statement| !self.prepared.uses(statement.id)) {
+            server.drop_statement(statement, self.batch, to_server);
         }
     }
 
@@ -817,6 +838,7 @@ impl Session {
                 | Note::UnnamedMade
                 | Note::Dropped { .. }
                 | Note::OwnMade(_)
+                | Note::OwnGone(_)
                 | Note::Asked
                 | Note::Reply(_) => {}
             }

@@ -67,6 +67,8 @@ pub(super) enum Note {
     Reply(Vec<u8>),
     /// A Parse of a statement for our own purposes.
     OwnMade(Own),
+    /// A Close of one.
+    OwnGone(Own),
     /// The end of a question about what was left behind.
     Asked,
 }

@@ -213,6 +213,12 @@ impl ClientPrepared {
         }
     }
 
+    /// Whether any name stands for a statement.
+    pub fn uses(&self, id: u64) -> bool {
+        let names = self.0.iter().flat_map(|map| map.values());
+        names.filter_map(|named| named.statement.as_ref()).any(|statement| statement.id == id)
+    }
+
     /// What a name stands for if all that is on its way for it succeeds.
     pub fn statement(&self, name: &[u8]) -> Option<&Arc<Statement>> {
         self.0.as_ref()?.get(name)?.statement.as_ref()
@@ -469,6 +475,18 @@ impl ServerPrepared {
         (staying > limit).then(|| Arc::clone(&oldest.statement))
     }
 
+    /// The statements that the server has and nothing is on its way for.
+    pub(super) fn held(&self) -> Vec<Arc<Statement>> {
+        let settled = |held: &&Held| held.present && held.pending.is_empty();
+        self.statements.values().filter(settled).map(|held| Arc::clone(&held.statement)).collect()
+    }
+
+    /// Statements for our own purposes that it has, or will have.
+    pub(super) fn owned(&self) -> impl Iterator<Item = Own> {
+        let all = (1..=Own::MOST).map(Own::Set).chain([Own::Ask, Own::Restore]);
+        all.filter(|own| self.has_own(*own))
+    }
+
     /// Whether the server has a statement of ours, or will have it.
     pub(super) fn has_own(&self, own: Own) -> bool {
         self.own & own.bit() != 0
@@ -476,8 +494,7 @@ impl ServerPrepared {
 
     /// The names of the statements that the server has, our own included.
     pub(super) fn names(&self) -> std::collections::BTreeSet<String> {
-        let all = (1..=Own::MOST).map(Own::Set).chain([Own::Ask, Own::Restore]);
-        let own = all.filter(|own| self.has_own(*own)).map(Own::name);
+        let own = self.owned().map(Own::name);
         let present = self.statements.values().filter(|held| held.present);
         present.map(|held| held.statement.name.to_string()).chain(own).collect()
     }

@@ -196,6 +196,7 @@ impl Session {
             }
             Note::Reply(bytes) => to_client.edit().extend(bytes),
             Note::OwnMade(own) => server.prepared.own |= own.bit(),
+            Note::OwnGone(own) => server.prepared.own &= !own.bit(),
             Note::Asked => {
                 if let Some(findings) = &mut server.findings {
                     findings.complete();
@@ -241,7 +242,7 @@ impl Session {
             Note::Dropped { statement, sent } => server.prepared.settle(statement.id, sent, false),
             Note::Closed { name } => self.prepared.undo(&name),
             Note::OwnMade(own) => server.prepared.own &= !own.bit(),
-            Note::Duplicate { .. } | Note::Reply(_) | Note::Asked => {}
+            Note::Duplicate { .. } | Note::Reply(_) | Note::OwnGone(_) | Note::Asked => {}
         }
     }
 
@@ -258,6 +259,7 @@ impl Session {
             | Note::Dropped { .. }
             | Note::Duplicate { .. }
             | Note::OwnMade(_)
+            | Note::OwnGone(_)
             | Note::Asked
             | Note::Reply(_) => {}
         }

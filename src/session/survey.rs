@@ -290,9 +290,10 @@ impl ServerSide {
         !(self.dirty.is_none() && self.asked.is_none() && self.unanswered.is_none() && self.pins.is_none())
     }
 
-    /// Whether no reset makes it fit for another client.
+    /// Whether no reset makes it what it was. A session that ever had temporary objects keeps their schema.
     pub fn is_spoilt(&self) -> bool {
-        self.pins.is_lasting() || self.dirty.and(self.asked).has(Effects::LASTING)
+        let lasting = Effects::LASTING.and(Effects::TEMP);
+        self.pins.is_lasting() || self.pins.has(Pin::Temporary) || self.dirty.and(self.asked).has(lasting)
     }
 
     /// Whether a question about what was left on it is under way.

@@ -49,6 +49,8 @@ impl Effects {
     pub const RESET: Self = Self(1 << 13);
     /// UNLISTEN.
     pub const UNLISTEN: Self = Self(1 << 14);
+    /// Looks at the prepared statements of its session.
+    pub const LOOKING: Self = Self(1 << 15);
 
     /// Effects that only the server itself can say the outcome of.
     pub const ASKED: Self = Self(
@@ -184,7 +186,9 @@ impl Folded {
 }
 
 /// Words of interest within a statement, and what they may leave behind.
-const TELLING: [(&[u8], Effects); 18] = [
+const TELLING: [(&[u8], Effects); 20] = [
+    (b"pg_prepared_statements", Effects::LOOKING),
+    (b"pg_prepared_statement", Effects::LOOKING),
     (b"drop", Effects::ENDING),
     (b"close", Effects::ENDING),
     (b"temp", Effects::TEMP),
@@ -398,6 +402,7 @@ mod tests {
             ("select set_config('a.b', 'c', $1)", Effects::SETTING),
             ("select set_config('a.b', 'c', not true)", Effects::SETTING),
             ("select \"ambassador:1\"", Effects::UNKNOWN),
+            ("select * from pg_catalog.pg_prepared_statements", Effects::LOOKING),
             ("drop table t", Effects::ENDING),
             ("close all", Effects::ENDING),
             ("discard all", Effects::DISCARD.and(Effects::RESET)),
