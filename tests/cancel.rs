@@ -51,12 +51,12 @@ fn a_running_query_is_cancelled_and_its_client_goes_on() {
 fn a_client_that_waits_for_a_server_is_taken_out_of_the_queue() {
     let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "1"]);
     let mut holder = Client::new(ambassador.port);
-    holder.query("begin");
+    holder.query("begin; select 1");
     let mut waiter = Client::new(ambassador.port);
     for request in [
         query("select 'never run'"),
         [parse("", "select 1"), bind("", "", &[]), execute("", 0), sync()].concat(),
-        query("begin"),
+        query("begin; select 1"),
     ] {
         waiter.send(&request);
         wait_until("the client waits", || ambassador.show("POOLS")[0][3].as_deref() == Some("1"));
@@ -232,7 +232,7 @@ fn i22_a_storm_of_cancel_requests_takes_a_lane_of_its_own() {
     let port = ambassador.port;
     let mut victim = Client::new(port);
     let mut bystander = Client::new(port);
-    victim.query("begin");
+    victim.query("begin; select 1");
     bystander.query("select 1");
     victim.query("rollback");
     slow.dial_delay(Duration::from_millis(20));

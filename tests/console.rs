@@ -89,7 +89,7 @@ fn tables() -> Vec<(&'static str, String)> {
 fn every_table_has_pgbouncers_columns_in_both_protocols() {
     let ambassador = Ambassador::start(&[url(shared())]);
     let mut client = Client::new(ambassador.port);
-    client.query("begin");
+    client.query("begin; select 1");
     let mut console = console(&ambassador);
     for (table, columns) in tables() {
         for text in [format!("SHOW {table}"), format!("show {};", table.to_lowercase())] {
@@ -188,7 +188,7 @@ fn f30_a_pause_holds_clients_back_without_an_error_and_resume_lets_all_go_on() {
     let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "3"]);
     let mut busy = Client::new(ambassador.port);
     let mut clients: Vec<Client> = (0..6).map(|_| Client::new(ambassador.port)).collect();
-    busy.query("begin");
+    busy.query("begin; select 1");
     let port = ambassador.port;
     let pause = std::thread::spawn(move || {
         let mut console = Client::login(port, &[("user", "ambassador"), ("database", "ambassador")]);
@@ -276,7 +276,7 @@ fn reconnect_replaces_connections_when_they_are_free_and_wait_close_waits_for_it
     let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "2"]);
     let mut holder = Client::new(ambassador.port);
     let mut other = Client::new(ambassador.port);
-    holder.query("begin");
+    holder.query("begin; select 1");
     let (held, idle) = (holder.value("select pg_backend_pid()"), other.value("select pg_backend_pid()"));
     console(&ambassador).query("RECONNECT");
     assert_ne!(other.value("select pg_backend_pid()"), idle);
@@ -297,7 +297,7 @@ fn reconnect_replaces_connections_when_they_are_free_and_wait_close_waits_for_it
 fn kill_client_ends_one_client_and_kill_ends_all() {
     let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "2"]);
     let mut clients: Vec<Client> = (0..3).map(|_| Client::new(ambassador.port)).collect();
-    clients[0].query("begin");
+    clients[0].query("begin; select 1");
     let mut console = console(&ambassador);
     let ids: Vec<String> = ambassador.show("CLIENTS").iter().map(|row| row[20].clone().unwrap()).collect();
     console.query(&format!("KILL_CLIENT {}", ids[0]));

@@ -140,7 +140,7 @@ fn i02_a_client_that_leaves_a_failed_transaction_is_rolled_back() {
     let ambassador = start("transaction");
     for how in LEAVES {
         let mut client = Client::new(ambassador.port);
-        client.query("begin");
+        client.query("begin; select 1");
         client.query("insert into leaving_failed values ('not to be seen')");
         client.try_query("select 1/0").unwrap_err();
         let kept = leave(client, how);
@@ -295,7 +295,7 @@ fn batch(random: &mut Random, nonce: &str) -> (Vec<u8>, Vec<Told>) {
         }
         5 => {
             let parts = [
-                query("begin"),
+                query("begin; select 1"),
                 [start, echo("a"), sync()].concat(),
                 query("select 1/0"),
                 query(select("b")),
@@ -381,7 +381,7 @@ fn i25_no_server_stays_with_a_client_that_is_gone() {
     table("leaving_watch");
     let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "4"]);
     let requests = [
-        query("begin"),
+        query("begin; select 1"),
         query("select pg_sleep(0.05)"),
         query("copy leaving_watch from stdin"),
         query("select generate_series(1, 100000)"),

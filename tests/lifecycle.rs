@@ -55,7 +55,7 @@ fn f27_after_the_drain_timeout_idle_clients_are_told_and_transactions_end_first(
         Ambassador::start(&[&url(shared()), "--set", "drain_timeout=200ms", "--set", "drain_grace=60s"]);
     let mut idle = Client::new(ambassador.port);
     let mut busy = Client::new(ambassador.port);
-    busy.query("begin");
+    busy.query("begin; select 1");
     ambassador.signal("TERM");
     let error = idle.read().unwrap();
     assert_eq!((error.field(b'S').as_deref(), error.code().as_str()), (Some("FATAL"), "57P01"));
@@ -71,7 +71,7 @@ fn f27_after_the_drain_timeout_idle_clients_are_told_and_transactions_end_first(
 fn f27_a_second_sigterm_ends_at_once() {
     let mut ambassador = Ambassador::start(&[&url(shared()), "--set", "drain_timeout=600s"]);
     let mut busy = Client::new(ambassador.port);
-    busy.query("begin");
+    busy.query("begin; select 1");
     ambassador.signal("TERM");
     wait_until("it drains", || ambassador.http("/readyz").0 == 503);
     ambassador.signal("TERM");
@@ -84,7 +84,7 @@ fn f27_a_second_sigterm_ends_at_once() {
 fn f27_sigint_ends_at_once_and_servers_are_left_without_a_transaction() {
     let mut ambassador = Ambassador::start(&[url(shared())]);
     let mut busy = Client::new(ambassador.port);
-    busy.query("begin");
+    busy.query("begin; select 1");
     let pid = busy.value(PID);
     ambassador.signal("INT");
     assert_eq!(busy.read().unwrap().code(), "57P01");
@@ -98,7 +98,7 @@ fn f27_sigint_ends_at_once_and_servers_are_left_without_a_transaction() {
 fn f28_after_sigkill_a_new_one_binds_the_same_port_at_once() {
     let ambassador = Ambassador::start(&[url(shared())]);
     let mut clients: Vec<Client> = (0..5).map(|_| Client::new(ambassador.port)).collect();
-    clients.iter_mut().for_each(|client| drop(client.query("begin")));
+    clients.iter_mut().for_each(|client| drop(client.query("begin; select 1")));
     let address = format!("127.0.0.1:{}", ambassador.port);
     ambassador.signal("KILL");
     for client in &mut clients {
@@ -151,7 +151,7 @@ fn sighup_applies_what_changed_and_what_did_not_keeps_its_connections() {
     let client = |database: &str| Client::login(ambassador.port, &[("user", "postgres"), ("database", database)]);
     let (mut kept, mut moved, mut busy) = (client("kept"), client("moved"), client("moved"));
     let (kept_pid, moved_pid) = (kept.value(PID), moved.value(PID));
-    busy.query("begin");
+    busy.query("begin; select 1");
     let busy_pid = busy.value(PID);
     fs::write(&file, text("template1", 3)).unwrap();
     ambassador.signal("HUP");
@@ -193,7 +193,7 @@ fn f35_a_client_that_is_lost_in_any_way_leaves_the_others_and_the_process_alone(
         stranger.stream.shutdown(std::net::Shutdown::Write).unwrap();
         assert!(stranger.is_closed());
         let mut client = Client::new(ambassador.port);
-        client.query("begin");
+        client.query("begin; select 1");
         let _ = client.try_send(&[b"\0", garbage].concat());
         assert!(client.is_closed());
         assert_eq!(other.exchange(&query("select 1")).len(), 4);

@@ -71,7 +71,7 @@ fn in_transaction_mode_a_server_is_kept_for_a_transaction_and_no_longer() {
     let mut one = Client::new(ambassador.port);
     let mut two = Client::new(ambassador.port);
     assert_eq!(one.value(PID), two.value(PID));
-    one.query("begin");
+    one.query("begin; select 1");
     two.send(&query("select 'after'"));
     wait_until("the other waits", || pool(&ambassador, WAITING) == 1);
     one.query("create temp table pooling_transaction (n int) on commit drop");
@@ -163,7 +163,7 @@ fn f31_who_waits_is_served_in_the_order_of_arrival() {
     direct.query("drop table if exists pooling_fifo; create table pooling_fifo (at serial, client int)");
     let mut holder = Client::new(ambassador.port);
     let mut clients: Vec<Client> = (0..CLIENTS).map(|_| Client::new(ambassador.port)).collect();
-    holder.query("begin");
+    holder.query("begin; select 1");
     for (id, client) in clients.iter_mut().enumerate() {
         client.send(&query(format!("insert into pooling_fifo (client) values ({id})")));
         wait_until("it is in the queue", || pool(&ambassador, WAITING) == id + 1);
@@ -193,7 +193,7 @@ fn f31_who_waits_too_long_is_told_why_and_stays() {
     ]);
     let mut holder = Client::new(ambassador.port);
     let mut waiter = Client::new(ambassador.port);
-    holder.query("begin");
+    holder.query("begin; select 1");
     for request in [query("select 1"), [parse("", "select 1"), bind("", "", &[]), execute("", 0), sync()].concat()] {
         let messages = waiter.exchange(&request);
         let tags: Vec<u8> = messages.iter().map(|m| m.tag).collect();
@@ -218,7 +218,7 @@ fn f31_who_waits_too_long_is_told_why_and_stays() {
 fn the_connection_that_was_used_last_is_used_next() {
     let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "5"]);
     let mut clients: Vec<Client> = (0..5).map(|_| Client::new(ambassador.port)).collect();
-    clients.iter_mut().for_each(|client| drop(client.query("begin")));
+    clients.iter_mut().for_each(|client| drop(client.query("begin; select 1")));
     let pids: Vec<String> = clients.iter_mut().map(|client| client.value(PID)).collect();
     for (client, pid) in clients.iter_mut().zip(&pids) {
         client.query("commit");
@@ -246,7 +246,7 @@ fn unused_connections_are_closed_but_for_those_that_are_to_be_kept() {
     ]);
     let mut direct = Client::new(shared().port());
     let mut clients: Vec<Client> = (0..5).map(|_| Client::new(ambassador.port)).collect();
-    clients.iter_mut().for_each(|client| drop(client.query("begin")));
+    clients.iter_mut().for_each(|client| drop(client.query("begin; select 1")));
     assert_eq!(backends(&mut direct, "pooling_idle"), 5);
     clients.iter_mut().for_each(|client| drop(client.query("commit")));
     wait_until("only the least are left", || backends(&mut direct, "pooling_idle") == 2);
@@ -259,7 +259,7 @@ fn unused_connections_are_closed_but_for_those_that_are_to_be_kept() {
 fn a_connection_that_has_lived_long_enough_is_replaced_without_an_error() {
     let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "1", "--set", "server_lifetime=200ms"]);
     let mut client = Client::new(ambassador.port);
-    client.query("begin");
+    client.query("begin; select 1");
     let first = client.value(PID);
     // Not while somebody has it.
     let mut console = console(&ambassador);
@@ -291,7 +291,7 @@ fn the_reserve_is_opened_for_who_has_waited_and_closed_again() {
     // Again and again: what was opened must really be closed.
     for _ in 0..4 {
         let (holders, waiters) = clients.split_at_mut(2);
-        holders.iter_mut().for_each(|client| drop(client.query("begin")));
+        holders.iter_mut().for_each(|client| drop(client.query("begin; select 1")));
         waiters.iter_mut().for_each(|client| client.send(&query("begin; select 1")));
         wait_until("one of the two is served by the reserve", || {
             backends(&mut direct, "pooling_reserve") == 3 && pool(&ambassador, WAITING) == 1
@@ -334,7 +334,7 @@ fn a_pool_that_is_made_smaller_and_larger_again_has_the_size_it_was_given_last()
     assert!(most <= 6, "{most} backends for a pool of 6");
     // The same while all connections are in use: what is too much goes when it comes back.
     let mut clients: Vec<Client> = (0..6).map(|_| Client::new(ambassador.port)).collect();
-    clients.iter_mut().for_each(|client| drop(client.query("begin")));
+    clients.iter_mut().for_each(|client| drop(client.query("begin; select 1")));
     for size in [2, 6, 2] {
         console.query(&format!("SET pool_size = '{size}'"));
     }
@@ -344,7 +344,7 @@ fn a_pool_that_is_made_smaller_and_larger_again_has_the_size_it_was_given_last()
     assert!(most <= 2, "{most} backends for a pool of 2");
     console.query("SET pool_size = '4'");
     let mut clients: Vec<Client> = (0..4).map(|_| Client::new(ambassador.port)).collect();
-    clients.iter_mut().for_each(|client| drop(client.query("begin")));
+    clients.iter_mut().for_each(|client| drop(client.query("begin; select 1")));
     assert_eq!(backends(&mut direct, "pooling_resize"), 4);
 }
 
@@ -443,7 +443,7 @@ fn limits_of_a_database_and_of_a_user_hold_over_all_pools() {
     assert!(most <= 3, "{most} backends of a database that may have 3");
     // A database without a limit is not limited by another's.
     let mut clients: Vec<Client> = (0..5).map(|_| login("pooling_one", "b").unwrap()).collect();
-    clients.iter_mut().for_each(|client| drop(client.query("begin")));
+    clients.iter_mut().for_each(|client| drop(client.query("begin; select 1")));
     assert_eq!(backends(&mut direct, "pooling_limit_b"), 5);
     drop(clients);
     // The user's limit, in two databases at once.

@@ -51,7 +51,7 @@ fn f1_clients_do_not_notice_that_an_idle_server_was_terminated() {
     let mut clients: Vec<Client> = (0..3).map(|_| Client::new(ambassador.port)).collect();
     for round in 0..5 {
         for client in &mut clients {
-            client.query("begin");
+            client.query("begin; select 1");
         }
         for client in &mut clients {
             client.query("commit");
@@ -60,7 +60,7 @@ fn f1_clients_do_not_notice_that_an_idle_server_was_terminated() {
         assert_eq!(pids.len(), 3, "round {round}");
         terminate(shared().port(), &pids);
         for client in &mut clients {
-            client.query("begin");
+            client.query("begin; select 1");
             client.query("commit");
         }
     }
@@ -71,7 +71,7 @@ fn i21_after_all_idle_servers_were_terminated_many_clients_see_no_error() {
     let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "8"]);
     let port = ambassador.port;
     let mut holders: Vec<Client> = (0..8).map(|_| Client::new(port)).collect();
-    holders.iter_mut().for_each(|client| drop(client.query("begin")));
+    holders.iter_mut().for_each(|client| drop(client.query("begin; select 1")));
     holders.iter_mut().for_each(|client| drop(client.query("commit")));
     let pids = backends(&ambassador);
     assert_eq!(pids.len(), 8);
@@ -123,7 +123,7 @@ fn f3_a_server_terminated_in_a_transaction_leaves_a_failed_one_until_it_is_ended
     let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "1"]);
     let mut client = Client::new(ambassador.port);
     for (end, tag) in [("rollback", "ROLLBACK"), ("commit", "ROLLBACK"), ("end", "ROLLBACK")] {
-        client.query("begin");
+        client.query("begin; select 1");
         client.query("select 1");
         terminate(shared().port(), &backends(&ambassador));
         let messages = client.exchange(&query("select 2"));
@@ -147,7 +147,7 @@ fn f3_a_commit_of_a_transaction_whose_loss_nobody_has_told_of_is_an_error() {
     client.exchange(&[parse("end", "commit"), sync()].concat());
     let batch = |parse: &[u8], name: &str| [parse, &bind("", name, &[]), &execute("", 0), &sync()].concat();
     for commit in [query("commit"), batch(&parse("", "commit"), ""), batch(b"", "end")] {
-        client.query("begin");
+        client.query("begin; select 1");
         client.query("select 1");
         terminate(shared().port(), &backends(&ambassador));
         let messages = client.exchange(&commit);
@@ -163,7 +163,7 @@ fn f3_prepared_statements_run_in_a_lost_transaction_fail_and_do_not_end_it() {
     let mut client = Client::new(ambassador.port);
     client.exchange(&[parse("one", "select 1"), parse("end", "rollback"), parse("old", "select 2"), sync()].concat());
     let run = |name: &str| [bind("", name, &[]), describe(b'P', ""), execute("", 0), sync()].concat();
-    client.query("begin");
+    client.query("begin; select 1");
     client.exchange(&run("one"));
     terminate(shared().port(), &backends(&ambassador));
     for code in ["57P01", "25P02", "25P02"] {
@@ -178,11 +178,11 @@ fn f3_prepared_statements_run_in_a_lost_transaction_fail_and_do_not_end_it() {
     let messages = client.exchange(&[parse("old", "select 3"), sync()].concat());
     assert_eq!(errors(&messages), vec![]);
     // A statement that was prepared in a lost transaction, because it ends one, is there later.
-    client.query("begin");
+    client.query("begin; select 1");
     terminate(shared().port(), &backends(&ambassador));
     let messages = client.exchange(&[parse("made", "rollback"), run("made")].concat());
     assert_eq!((errors(&messages), status(&messages)), (vec![], b'I'), "{messages:?}");
-    client.query("begin");
+    client.query("begin; select 1");
     let messages = client.exchange(&run("made"));
     assert_eq!((errors(&messages), status(&messages)), (vec![], b'I'), "{messages:?}");
 }
@@ -191,7 +191,7 @@ fn f3_prepared_statements_run_in_a_lost_transaction_fail_and_do_not_end_it() {
 fn f3_the_same_in_the_middle_of_a_statement_of_the_transaction() {
     let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "1"]);
     let mut client = Client::new(ambassador.port);
-    client.query("begin");
+    client.query("begin; select 1");
     client.send(&query("select pg_sleep(3600), 'loss f3'"));
     wait_until("the query runs", || is_running(shared().port(), "loss f3"));
     terminate(shared().port(), &backends(&ambassador));
@@ -212,7 +212,7 @@ fn f3_a_commit_whose_answer_was_lost_is_unknown_and_never_sent_again() {
     let ways = [query("commit"), query("select 1; commit"), extended("COMMIT"), extended("end work")];
     for (n, commit) in ways.iter().enumerate() {
         for how in [How::Close, How::Reset] {
-            client.query("begin");
+            client.query("begin; select 1");
             client.query(&format!("insert into loss_commit values ({n})"));
             chaos.set(Way::ToClient, Rule { stalled: true, ..Rule::default() });
             client.send(commit);
@@ -235,8 +235,8 @@ fn f4_after_a_crash_of_the_server_clients_are_told_and_wait_for_the_recovery() {
     let mut busy = Client::new(ambassador.port);
     let mut victim = Client::new(ambassador.port);
     let mut open = Client::new(ambassador.port);
-    open.query("begin");
-    victim.query("begin");
+    open.query("begin; select 1");
+    victim.query("begin; select 1");
     let pid = victim.value("select pg_backend_pid()");
     busy.send(&query("select pg_sleep(3600), 'loss f4'"));
     wait_until("the query runs", || is_running(cluster.port(), "loss f4"));
@@ -274,7 +274,7 @@ fn f5_a_reset_costs_an_idle_client_nothing_and_a_busy_one_an_error() {
         let messages = client.read_until(b"Z").unwrap();
         assert_eq!((errors(&messages), status(&messages)), (pair("ERROR", "08006"), b'I'));
         terminate_running("loss f5");
-        client.query("begin");
+        client.query("begin; select 1");
         chaos.end_all(how);
         wait_until("the connection is gone", || chaos.open() == 0);
         let messages = client.exchange(&query("select 3"));
@@ -483,13 +483,13 @@ fn i09_nothing_is_sent_twice_whatever_is_killed() {
                         let steps = match random.below(4) {
                             0 => vec![query(&sql)],
                             1 => vec![batch],
-                            2 => vec![query("begin"), query(&sql), query("commit")],
-                            _ => vec![[query("begin"), batch, query("commit")].concat()],
+                            2 => vec![query("begin; select 1"), query(&sql), query("commit")],
+                            _ => vec![[query("begin; select 1"), batch, query("commit")].concat()],
                         };
                         let mut failed = false;
                         for step in &steps {
                             client.send(step);
-                            let readies = if steps.len() == 1 && step.starts_with(&query("begin")) { 3 } else { 1 };
+                            let readies = if steps.len() == 1 && step.starts_with(&query("begin; select 1")) { 3 } else { 1 };
                             for _ in 0..readies {
                                 let messages = client.read_until(b"Z").expect("the client is kept");
                                 failed |= messages.iter().any(|m| m.tag == b'E');

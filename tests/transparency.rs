@@ -382,3 +382,72 @@ fn many_clients_with_settings_of_their_own_never_meet_on_few_servers() {
         }
     });
 }
+
+#[test]
+fn an_idle_transaction_holds_no_server_until_its_first_statement() {
+    let ambassador = ambassador(1);
+    let mut clients: Vec<Client> = (0..5).map(|_| Client::new(ambassador.port)).collect();
+    let begin_batch = [parse("", "BEGIN"), bind("", "", &[]), execute("", 0), sync()].concat();
+    for (at, client) in clients.iter_mut().enumerate() {
+        let answer = if at % 2 == 0 { client.exchange(&query("begin")) } else { client.exchange(&begin_batch) };
+        assert_eq!(answer.last().unwrap().body, b"T", "client {at}");
+    }
+    // All are in a transaction, and the one server is free.
+    assert_eq!(Client::new(ambassador.port).value("select 1"), "1");
+    for (at, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.value("select (now() = statement_timestamp() or true)::text"), "true", "client {at}");
+        client.query("commit");
+    }
+    let mut one = Client::new(ambassador.port);
+    one.query("begin isolation level serializable read only");
+    assert_eq!(
+        one.value("select current_setting('transaction_isolation') || current_setting('transaction_read_only')"),
+        "serializableon"
+    );
+    one.query("rollback");
+    assert_eq!(
+        one.value("select current_setting('transaction_isolation') || current_setting('transaction_read_only')"),
+        "read committedoff"
+    );
+}
+
+#[test]
+fn a_transaction_that_begins_late_is_the_same_as_one_that_begins_at_once() {
+    same_as_direct(
+        "transparent_deferred",
+        &[],
+        &[
+            "begin",
+            "commit",
+            "START TRANSACTION READ ONLY",
+            "create table nowhere ()",
+            "select 1",
+            "rollback",
+            "begin isolation level repeatable read",
+            "begin",
+            "show transaction_isolation",
+            "commit",
+            "commit",
+            "begin",
+            "set local work_mem = '1MB'",
+            "show work_mem",
+            "rollback and chain",
+            "show work_mem",
+            "rollback",
+            "begin; select 1",
+            "commit",
+            "begin",
+            "select 1/0",
+            "commit",
+            "begin",
+            "",
+            "savepoint a",
+            "rollback to a",
+            "end",
+            "begin read only not deferrable",
+            "rollback",
+            "begin isolation level nonsense",
+            "abort",
+        ],
+    );
+}

@@ -410,7 +410,7 @@ impl Relay {
                     scratch::keep(&mut server.input, &data[taken.bytes..]);
                     Ok(Read::Handled)
                 }
-                Err(Violation::Ended(report)) => Ok(Read::Lost(report)),
+                Err(Violation::Ended(report) | Violation::Begin(report)) => Ok(Read::Lost(report)),
                 Err(Violation::Replay(report)) => Ok(Read::Lost(
                     Report::ours(report.code, format!("the session's settings cannot be applied: {}", report.message))
                         .hint("RESET the setting, or set it to a value that exists."),
@@ -969,7 +969,9 @@ fn protocol_error(violation: Violation) -> Stop {
         )),
         // PostgreSQL closes without a word, because nothing it could say would be in step.
         Violation::Client(error) | Violation::Server(error) => Stop::Client(End::Protocol(error)),
-        Violation::Replay(report) | Violation::Ended(report) | Violation::Final(report) => Stop::Fatal(report),
+        Violation::Replay(report) | Violation::Begin(report) | Violation::Ended(report) | Violation::Final(report) => {
+            Stop::Fatal(report)
+        }
     }
 }
 

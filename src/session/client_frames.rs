@@ -41,6 +41,8 @@ impl Cut {
 enum Fare {
     /// It was handled, up to the end of what has arrived of it.
     Done,
+    /// It was handled together with those behind it: so many bytes.
+    Batch(usize),
     /// It was not handled; this is needed first.
     Wait(Next),
 }
@@ -105,6 +107,7 @@ impl Session {
             };
             match fare {
                 Fare::Done => at = cut.end,
+                Fare::Batch(len) => at += len,
                 Fare::Wait(next) => break next,
             }
         };
@@ -178,7 +181,17 @@ impl Session {
             | FrontendTag::Execute
             | FrontendTag::FunctionCall => {
                 if cut.tag == FrontendTag::Query && self.analysed.is_none() {
-                    self.analysed = Some(self.analyse(cut, frontend::query(cut.body(input))));
+                    let text = frontend::query(cut.body(input));
+                    let analysis = self.analyse(cut, text);
+                    if self.answer_control(text, &analysis, to_client) {
+                        return Ok(Fare::Done);
+                    }
+                    self.analysed = Some(analysis);
+                }
+                if matches!(cut.tag, FrontendTag::Parse | FrontendTag::Bind)
+                    && let Some(len) = self.answer_control_batch(&input[cut.start..], to_client)
+                {
+                    return Ok(Fare::Batch(len));
                 }
                 Ok(Fare::Wait(Next::Server))
             }
@@ -839,6 +852,7 @@ impl Session {
                 | Note::Dropped { .. }
                 | Note::OwnMade(_)
                 | Note::OwnGone(_)
+                | Note::Begun
                 | Note::Asked
                 | Note::Reply(_) => {}
             }
@@ -855,6 +869,7 @@ impl Session {
     pub fn refuse(&mut self, report: &Report, input: &[u8], to_client: &mut Vec<u8>) -> Result<usize, Violation> {
         report.write(to_client);
         self.analysed = None;
+        self.forget_deferred();
         if self.tx != TxStatus::Idle {
             self.orphan = Some(Orphan::default());
             self.tx = TxStatus::Failed;

@@ -23,7 +23,8 @@ impl Session {
         if mid_frame || self.is_mid_frame() || server.pipeline.ambiguous {
             return ServerLoss::Broken;
         }
-        let was_open = server.pipeline.tx.is_open();
+        // The client may be in one that has begun on the server only with what it was sent last.
+        let was_open = server.pipeline.tx.is_open() || self.tx.is_open();
         let Pipeline { owed, batch_open, skipping, .. } = std::mem::replace(&mut server.pipeline, Pipeline::new());
         let commits = |kind| matches!(kind, Kind::Query { commits: true } | Kind::Execute { commits: true });
         let unknown = owed.iter().any(|o| commits(o.kind));

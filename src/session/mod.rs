@@ -5,6 +5,7 @@
 //! the server through [`Session::on_server`]; neither awaits, and neither holds bytes that it was given.
 
 mod client_frames;
+mod deferred;
 mod loss;
 mod outbound;
 mod pin;
@@ -82,6 +83,8 @@ pub struct Session {
     orphan: Option<Orphan>,
     /// The client's own frame is being looked at a second time, now with a server: this is what was found.
     analysed: Option<Analysis>,
+    /// The transaction that the client believes to be in has begun on no server yet.
+    deferred: Option<Box<deferred::Deferred>>,
     /// No server is to be had for the client's next frame right now.
     pressed: bool,
     /// Whether the statement bound last ends a transaction.
@@ -266,6 +269,9 @@ pub enum Violation {
     /// The server refused the client's settings: its own error.
     #[error("the server refused to apply the session's settings: {}", .0.message)]
     Replay(Report),
+    /// The server refused to begin the transaction that the client was told had begun: its own error.
+    #[error("the server refused to begin a transaction: {}", .0.message)]
+    Begin(Report),
     /// The server ends the connection because of what the client did; the client was told by the server itself.
     #[error("the server ended the session: {}", .0.message)]
     Final(Report),
@@ -295,6 +301,7 @@ impl Session {
             body: None,
             skipping: false,
             orphan: None,
+            deferred: None,
             analysed: None,
             pressed: false,
             bound_commits: false,

@@ -320,6 +320,8 @@ pub(super) enum Own {
     Ask,
     /// Sets again what a session began with.
     Restore,
+    /// BEGIN without any modes.
+    Begin,
 }
 
 impl Own {
@@ -331,6 +333,7 @@ impl Own {
             Self::Set(count) => 1 << count,
             Self::Ask => 1 << (Self::MOST + 1),
             Self::Restore => 1 << (Self::MOST + 2),
+            Self::Begin => 1 << (Self::MOST + 3),
         }
     }
 
@@ -340,6 +343,7 @@ impl Own {
             Self::Set(count) => format!("{PREFIX}set{count}"),
             Self::Ask => format!("{PREFIX}ask"),
             Self::Restore => format!("{PREFIX}restore"),
+            Self::Begin => format!("{PREFIX}begin"),
         }
     }
 }
@@ -483,7 +487,7 @@ impl ServerPrepared {
 
     /// Statements for our own purposes that it has, or will have.
     pub(super) fn owned(&self) -> impl Iterator<Item = Own> {
-        let all = (1..=Own::MOST).map(Own::Set).chain([Own::Ask, Own::Restore]);
+        let all = (1..=Own::MOST).map(Own::Set).chain([Own::Ask, Own::Restore, Own::Begin]);
         all.filter(|own| self.has_own(*own))
     }
 

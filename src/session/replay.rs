@@ -53,9 +53,12 @@ fn write_changes(from: &Settings, to: &Settings, held: &mut u32, out: &mut Vec<u
 impl Session {
     /// Puts in front of the client's next message what makes the server this client's. One comparison if nothing does.
     #[inline]
-    pub fn attach(&self, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
+    pub fn attach(&mut self, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
         if !server.settings.same(&self.settings) {
             self.replay_settings(server, to_server);
+        }
+        if let Some(deferred) = self.deferred.take() {
+            Self::begin_on(&deferred, server, to_server);
         }
     }
 

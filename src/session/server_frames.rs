@@ -7,7 +7,7 @@ use crate::wire::frame::{self, Frame, FrameError, HEADER};
 use crate::wire::{BackendTag, SqlState, backend, reply};
 
 /// An unnamed statement of nobody: one that must be replaced before it is used.
-const NOBODY: u64 = u64::MAX;
+pub(super) const NOBODY: u64 = u64::MAX;
 
 /// The frame at hand.
 #[derive(Clone, Copy)]
@@ -197,6 +197,7 @@ impl Session {
             Note::Reply(bytes) => to_client.edit().extend(bytes),
             Note::OwnMade(own) => server.prepared.own |= own.bit(),
             Note::OwnGone(own) => server.prepared.own &= !own.bit(),
+            Note::Begun => {}
             Note::Asked => {
                 if let Some(findings) = &mut server.findings {
                     findings.complete();
@@ -242,7 +243,7 @@ impl Session {
             Note::Dropped { statement, sent } => server.prepared.settle(statement.id, sent, false),
             Note::Closed { name } => self.prepared.undo(&name),
             Note::OwnMade(own) => server.prepared.own &= !own.bit(),
-            Note::Duplicate { .. } | Note::Reply(_) | Note::OwnGone(_) | Note::Asked => {}
+            Note::Duplicate { .. } | Note::Reply(_) | Note::OwnGone(_) | Note::Begun | Note::Asked => {}
         }
     }
 
@@ -260,6 +261,7 @@ impl Session {
             | Note::Duplicate { .. }
             | Note::OwnMade(_)
             | Note::OwnGone(_)
+            | Note::Begun
             | Note::Asked
             | Note::Reply(_) => {}
         }
@@ -324,6 +326,9 @@ impl Session {
             self.skip_to_sync(server);
             forward(cut, false, server, to_client);
             return Ok(());
+        }
+        if matches!(front.note.as_deref(), Some(Note::Begun)) {
+            return Err(Violation::Begin(fields.report()));
         }
         if front.fate == Fate::Swallow
             && !matches!(front.note.as_deref(), Some(Note::Parsed { .. } | Note::UnnamedMade))

@@ -162,6 +162,13 @@ pub fn analyse(text: &[u8], standard_strings: bool) -> Analysis {
     }
 }
 
+/// The same, for a text whose first word may begin or end a transaction; none for any other.
+pub fn analyse_beginning(text: &[u8]) -> Option<Analysis> {
+    let Token::Word(word) = Lexer::new(text, true).next_token() else { return None };
+    let telling = matches!(Folded::new(word).get(), b"begin" | b"start" | b"commit" | b"end" | b"rollback" | b"abort");
+    telling.then(|| analyse(text, true))
+}
+
 /// A word in lower case, as far as it can be a keyword or a name we know; longer ones are none.
 struct Folded {
     bytes: [u8; 32],

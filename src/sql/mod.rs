@@ -1,9 +1,11 @@
 //! Just enough SQL: the words of a statement, and what they say about where it may run and what it leaves behind.
 
 pub mod classify;
+pub mod control;
 pub mod lexer;
 pub mod names;
 
-pub use classify::{Analysis, Command, Effects, analyse};
+pub use classify::{Analysis, Command, Effects, analyse, analyse_beginning};
+pub use control::Control;
 pub use lexer::{Lexer, StrKind, Token};
 pub use names::{custom_name, custom_names};
