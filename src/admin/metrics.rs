@@ -98,8 +98,14 @@ fn render_clients(telemetry: &Telemetry, clients: &Clients) {
 }
 
 fn render_pool(telemetry: &Telemetry, pool: &Pool, unassigned: &Totals, labels: &[(&'static str, &str); 3]) {
-    let servers = pool.servers();
-    for state in [ServerState::Active, ServerState::Idle, ServerState::Tested, ServerState::BeingCanceled] {
+    let servers = [pool.servers(), pool.servers_apart()].concat();
+    for state in [
+        ServerState::Active,
+        ServerState::Idle,
+        ServerState::Tested,
+        ServerState::BeingCanceled,
+        ServerState::Listening,
+    ] {
         let count = servers.iter().filter(|server| server.state() == state).count();
         let labels = [labels[0], labels[1], labels[2], ("state", state.as_str())];
         telemetry.gauge(&t::POOL_SERVERS, &labels, float(count));

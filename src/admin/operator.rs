@@ -6,7 +6,7 @@ use super::show::{self, Cell};
 use crate::client::Context;
 use crate::client::entry::Order;
 use crate::config::Setting;
-use crate::pool::{GateState, PoolSet, Totals};
+use crate::pool::{GateState, Pool, PoolSet, Totals};
 use crate::telemetry::Telemetry;
 use crate::wire::{Report, SqlState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -253,8 +253,10 @@ impl Operator {
             return Err(error(SqlState::NOT_IN_STATE, "already suspended/paused"));
         }
         // Until nothing is connected, so that the servers may be stopped. RESUME ends the wait too.
-        let connected =
-            |set: &Arc<PoolSet>| set.pools().iter().any(|p| p.gate() == GateState::Paused && p.connections() > 0);
+        let connected = |set: &Arc<PoolSet>| {
+            let any = |pool: &Arc<Pool>| pool.connections() > 0 || !pool.servers_apart().is_empty();
+            set.pools().iter().any(|pool| pool.gate() == GateState::Paused && any(pool))
+        };
         while sets.iter().any(connected) {
             sets.iter().for_each(|set| set.pools().iter().for_each(|pool| pool.drop_idle_unless_open()));
             tokio::time::sleep(LOOK_AGAIN).await;

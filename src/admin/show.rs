@@ -242,7 +242,7 @@ fn servers(operator: &Operator) -> Vec<Vec<Cell>> {
     for set in operator.context.directory.sets() {
         for pool in set.pools().iter() {
             let target = pool.target();
-            let mut servers = pool.servers();
+            let mut servers = [pool.servers(), pool.servers_apart()].concat();
             servers.sort_by_key(|server| server.id);
             let outdated = pool.reconnected_at();
             rows.extend(servers.iter().map(|server| {

@@ -40,6 +40,16 @@ impl Gate {
         self.changed.notify_waiters();
     }
 
+    /// Makes those look again who wait for something to change.
+    pub(super) fn nudge(&self) {
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until something has changed since now.
+    pub(super) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.changed.notified()
+    }
+
     /// Waits while the gate is paused. Those who waited go on in the order in which they came.
     pub(super) async fn opened(&self) {
         loop {

@@ -5,6 +5,7 @@
 //! has the seat dials. So dialling, its back-off and its errors stay here, and deadpool's `create` and `recycle`
 //! never wait.
 
+mod apart;
 mod backoff;
 pub mod directory;
 mod error;
@@ -96,6 +97,8 @@ pub struct Pool {
     generation: AtomicU64,
     backoff: Mutex<Backoff>,
     servers: Mutex<HashMap<u64, Arc<ServerEntry>>>,
+    /// Connections of our own, which no client can have ([`Pool::dial_apart`]).
+    apart: Mutex<HashMap<u64, Arc<ServerEntry>>>,
     /// Why the last attempt to connect failed, until one succeeds.
     last_error: Mutex<Option<Arc<DialError>>>,
     welcomes: Mutex<Vec<(Settings, Arc<Params>)>>,
@@ -312,6 +315,7 @@ impl Pool {
             generation: AtomicU64::new(0),
             backoff: Mutex::default(),
             servers: Mutex::default(),
+            apart: Mutex::default(),
             last_error: Mutex::default(),
             welcomes: Mutex::default(),
             limits,
@@ -452,27 +456,19 @@ impl Pool {
                 continue;
             }
             let began = Instant::now();
-            let dialled = self.dial().await;
+            let dialled = self.dial(&self.target()).await;
             drop(slot);
             match dialled {
                 Ok(mut server) => {
-                    lock(&self.backoff).succeeded();
-                    *lock(&self.last_error) = None;
-                    self.proven.store(true, Ordering::Relaxed);
+                    self.dial_succeeded();
+                    lock(&self.servers).insert(server.entry.id, Arc::clone(&server.entry));
                     server.held.extend(held);
                     return Ok(Some(server));
                 }
                 Err(error) => {
-                    self.stats.count_dial_error();
-                    tracing::warn!(pool = %self.name, node = %self.node.address, %error, "cannot get a server connection");
-                    let error = Arc::new(error);
-                    *lock(&self.last_error) = Some(Arc::clone(&error));
+                    let error = self.dial_failed(began, error);
                     match error.verdict() {
-                        Verdict::Client => return Err(LeaseError::Upstream(error)),
-                        Verdict::Credential => {
-                            lock(&self.backoff).refused(Instant::now(), Arc::clone(&error));
-                            return Err(LeaseError::Upstream(error));
-                        }
+                        Verdict::Client | Verdict::Credential => return Err(LeaseError::Upstream(error)),
                         Verdict::Full => {
                             let live = lock(&self.servers).len();
                             if live > 0 {
@@ -481,7 +477,7 @@ impl Pool {
                             }
                             lock(&self.backoff).failed(began, Instant::now());
                         }
-                        Verdict::Retry => lock(&self.backoff).failed(began, Instant::now()),
+                        Verdict::Retry => {}
                     }
                     if tokio::time::Instant::now() >= deadline {
                         return Err(timeout());
@@ -489,6 +485,26 @@ impl Pool {
                 }
             }
         }
+    }
+
+    fn dial_succeeded(&self) {
+        lock(&self.backoff).succeeded();
+        *lock(&self.last_error) = None;
+        self.proven.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes that the attempt which began at `began` failed. What a full server means for the next one is for the caller.
+    fn dial_failed(&self, began: Instant, error: DialError) -> Arc<DialError> {
+        self.stats.count_dial_error();
+        tracing::warn!(pool = %self.name, node = %self.node.address, %error, "cannot get a server connection");
+        let error = Arc::new(error);
+        *lock(&self.last_error) = Some(Arc::clone(&error));
+        match error.verdict() {
+            Verdict::Credential => lock(&self.backoff).refused(Instant::now(), Arc::clone(&error)),
+            Verdict::Retry => lock(&self.backoff).failed(began, Instant::now()),
+            Verdict::Full | Verdict::Client => {}
+        }
+        error
     }
 
     /// Places within all limits, if they are to be had right now.
@@ -535,8 +551,8 @@ impl Pool {
     }
 
     /// One attempt, and with a credential that may have been outdated a second.
-    async fn dial(self: &Arc<Self>) -> Result<Box<Server>, DialError> {
-        let (target, config) = (self.target(), self.config());
+    async fn dial(self: &Arc<Self>, target: &Target) -> Result<Box<Server>, DialError> {
+        let config = self.config();
         let source = self.source();
         let generation = self.generation.load(Ordering::Relaxed);
         let started = Instant::now();
@@ -547,7 +563,7 @@ impl Pool {
                 why: error.to_string(),
             })?;
             let limit = config.connect_timeout;
-            match tokio::time::timeout(limit, dial::dial(&target, &proof, &self.defaults)).await {
+            match tokio::time::timeout(limit, dial::dial(target, &proof, &self.defaults)).await {
                 Ok(result) => result,
                 Err(_) => Err(DialError::Timeout { address: target.address.clone(), limit }),
             }
@@ -569,7 +585,6 @@ impl Pool {
             // A tenth either way, so that connections made together do not end together.
             server.retire_at = Some(Instant::now() + config.lifetime.mul_f64(0.9 + 0.2 * fastrand::f64()));
         }
-        lock(&self.servers).insert(server.entry.id, Arc::clone(&server.entry));
         server.held.push(Box::new(Registered { pool: Arc::downgrade(self), id: server.entry.id }));
         tracing::debug!(pool = %self.name, node = %target.address, server = server.entry.id, pid = server.entry.key.pid, "new server connection");
         Ok(server)
@@ -701,6 +716,7 @@ impl Pool {
         self.generation.fetch_add(1, Ordering::Relaxed);
         lock(&self.backoff).reconnected_at = Some(Instant::now());
         lock(&self.welcomes).clear();
+        self.gate.nudge();
         self.maintain(Instant::now(), false);
     }
 
@@ -734,7 +750,11 @@ impl Pool {
     /// Whether a connection of an older generation is still there.
     pub fn has_outdated(&self) -> bool {
         // An idle one of an older generation is closed at once; what is left is with clients.
-        self.reconnected_at().is_some_and(|at| lock(&self.servers).values().any(|server| server.connected < at))
+        self.reconnected_at().is_some_and(|at| {
+            let outdated =
+                |servers: &Mutex<HashMap<u64, Arc<ServerEntry>>>| lock(servers).values().any(|s| s.connected < at);
+            outdated(&self.servers) || outdated(&self.apart)
+        })
     }
 
     /// When [`Pool::reconnect`] was last called: older connections are to be closed.
@@ -846,6 +866,7 @@ impl Drop for Registered {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.upgrade() {
             lock(&pool.servers).remove(&self.id);
+            lock(&pool.apart).remove(&self.id);
             pool.node.room_was_made();
         }
     }

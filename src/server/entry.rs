@@ -22,14 +22,18 @@ pub enum ServerState {
     BeingCanceled = 4,
     /// Gone.
     Closed = 5,
+    /// Kept for the notifications that clients listen for.
+    Listening = 6,
 }
 
 impl ServerState {
-    const ALL: [Self; 6] = [Self::New, Self::Idle, Self::Active, Self::Tested, Self::BeingCanceled, Self::Closed];
+    const ALL: [Self; 7] =
+        [Self::New, Self::Idle, Self::Active, Self::Tested, Self::BeingCanceled, Self::Closed, Self::Listening];
 
-    /// PgBouncer's word for it.
+    /// PgBouncer's word for it, where PgBouncer has the state.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Listening => "listening",
             Self::New => "new",
             Self::Idle => "idle",
             Self::Active => "active",

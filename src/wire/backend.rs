@@ -82,6 +82,30 @@ pub fn parameter_status(body: &[u8]) -> Result<(&str, &str), FrameError> {
     Ok((name, rest.strip_suffix('\0').ok_or(malformed)?))
 }
 
+/// A NotificationResponse, borrowed from its body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Notification<'a> {
+    /// The process that notified.
+    pub pid: i32,
+    /// The channel, at most 63 bytes in an encoding that is the session's.
+    pub channel: &'a [u8],
+    /// The payload, less than 8000 bytes in the server's encoding.
+    pub payload: &'a [u8],
+}
+
+/// Reads a NotificationResponse body.
+pub fn notification(body: &[u8]) -> Result<Notification<'_>, FrameError> {
+    const WHAT: FrameError = FrameError::Body("NotificationResponse");
+    let (pid, rest) = body.split_first_chunk::<4>().ok_or(WHAT)?;
+    let mut texts = rest.split(|&b| b == 0);
+    match (texts.next(), texts.next(), texts.next(), texts.next()) {
+        (Some(channel), Some(payload), Some([]), None) => {
+            Ok(Notification { pid: i32::from_be_bytes(*pid), channel, payload })
+        }
+        _ => Err(WHAT),
+    }
+}
+
 /// The columns of a DataRow body, `None` for a null.
 pub fn row(body: &[u8]) -> Result<Vec<Option<&[u8]>>, FrameError> {
     let malformed = || FrameError::Body("DataRow");
@@ -172,6 +196,16 @@ mod tests {
         assert_eq!(row(b"\0\x02\0\0\0\x01x\xff\xff\xff\xff"), Ok(vec![Some(&b"x"[..]), None]));
         for bad in [b"".as_slice(), b"\0\x01", b"\0\x01\0\0\0\x05x", b"\0\x00x", b"\0\x01\x80\0\0\0"] {
             assert!(row(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_notification_is_a_process_and_two_terminated_texts() {
+        let read = notification(b"\0\0\x01\x02ch\0pay\0");
+        assert_eq!(read, Ok(Notification { pid: 258, channel: b"ch", payload: b"pay" }));
+        assert_eq!(notification(b"\0\0\0\x01c\0\0").unwrap().payload, b"");
+        for bad in [b"\0\0\0".as_slice(), b"\0\0\0\x01", b"\0\0\0\x01c\0", b"\0\0\0\x01c\0p", b"\0\0\0\x01c\0p\0x"] {
+            assert!(notification(bad).is_err(), "{bad:?}");
         }
     }
 

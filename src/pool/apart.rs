@@ -1,0 +1,96 @@
+//! Connections of our own: logged in as a pool's, seen by the consoles and counted in the limits, but in no seat of the pool
+//! and never lent to a client.
+
+use super::backoff::Wait;
+use super::{GateState, HeldPlaces, LeaseError, Pool, lock};
+use crate::server::{Server, ServerEntry, ServerState};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// How often a place within the limits is looked for.
+const LOOK_FOR_PLACE: Duration = Duration::from_millis(50);
+
+impl Pool {
+    /// One attempt to make a connection that takes no seat, with `settings` in the startup packet, once the pool is open
+    /// and its back-off allows an attempt. Waits for as long as that takes; an attempt is bounded by `connect_timeout`.
+    /// Dropping the future gives everything back.
+    ///
+    /// # Errors
+    /// The pool was disabled, or why the attempt failed; a pause before the next one is kept by the pool itself, except
+    /// after [`crate::server::dial::Verdict::Full`].
+    pub async fn dial_apart(
+        self: &Arc<Self>,
+        settings: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Box<Server>, LeaseError> {
+        let mut target = (*self.target()).clone();
+        target.settings.extend(settings);
+        let held = self.places_apart().await;
+        let slot = loop {
+            self.gate.opened().await;
+            if self.gate.state() == GateState::Disabled {
+                return Err(LeaseError::Disabled(self.name.clone()));
+            }
+            let Some(slot) = self.node.dial_slot().await else { return Err(LeaseError::Closed) };
+            let wait = lock(&self.backoff).wait(Instant::now());
+            match wait {
+                Wait::Go if self.gate.is_open() => break slot,
+                Wait::Go => {}
+                Wait::Until(at) => {
+                    // Not with a slot in hand that others could use.
+                    drop(slot);
+                    tokio::time::sleep_until(at.into()).await;
+                }
+                Wait::Refused(error) => return Err(LeaseError::Upstream(error)),
+            }
+        };
+        let began = Instant::now();
+        let dialled = self.dial(&target).await;
+        drop(slot);
+        match dialled {
+            Ok(mut server) => {
+                self.dial_succeeded();
+                server.entry.set_state(ServerState::Listening);
+                lock(&self.apart).insert(server.entry.id, Arc::clone(&server.entry));
+                server.held.extend(held);
+                Ok(server)
+            }
+            Err(error) => Err(LeaseError::Upstream(self.dial_failed(began, error))),
+        }
+    }
+
+    /// Places within all limits. Never the last one: a connection that no client can have must leave room for one that
+    /// they can.
+    async fn places_apart(&self) -> HeldPlaces {
+        loop {
+            let live = self.connections();
+            let leaves_some = self.limits.iter().all(|limit| limit.available_permits() > usize::from(live == 0));
+            if leaves_some && let Some(held) = self.try_places() {
+                return held;
+            }
+            if live > 1 {
+                self.node.wants_room();
+            }
+            tokio::time::sleep(LOOK_FOR_PLACE).await;
+        }
+    }
+
+    /// Connections that no client can have.
+    pub fn servers_apart(&self) -> Vec<Arc<ServerEntry>> {
+        lock(&self.apart).values().cloned().collect()
+    }
+
+    /// Waits until this connection should be closed, and says why: RECONNECT, a changed target, PAUSE, KILL or DISABLE.
+    pub async fn outdated(&self, server: &Server) -> &'static str {
+        loop {
+            let changed = self.gate.changed();
+            if server.generation != self.generation.load(Ordering::Relaxed) {
+                return "the pool reconnects";
+            }
+            if !self.gate.is_open() {
+                return "the pool is paused";
+            }
+            changed.await;
+        }
+    }
+}
