@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! main -> args, ambassador -> config          the one place of assembly; no part imports config
-//!   |- worker -> net -> client -> pool -> server -> net, credentials      everything that awaits
+//!   |- worker -> net -> client -> listen -> pool -> server -> net, credentials      everything that awaits
 //!   |- admin                      the SQL console, metrics and health; sees clients and pools, changes them on order
 //!   |- drain, watch, watchdog     how it stops, what changed on disk, whether it is alive
 //!   '- telemetry                  every metric and the logs
@@ -40,6 +40,8 @@
 //! over an await. Dropping is the safe path everywhere: a lease that is dropped closes its connection, only one that is
 //! finished returns it.
 //!
+//! A client that listens (LISTEN) needs no server while it waits: [`listen`] keeps one connection for all of them.
+//!
 //! # Where to begin reading
 //!
 //! [`session`] for what the program promises, [`pool`] for how it keeps it, [`ambassador`] for how all is put together, and
@@ -54,6 +56,7 @@ pub mod config;
 pub mod credentials;
 pub mod demo;
 pub mod drain;
+pub mod listen;
 pub mod net;
 pub mod pool;
 pub mod random;

@@ -80,11 +80,11 @@ impl Pool {
         lock(&self.apart).values().cloned().collect()
     }
 
-    /// Waits until this connection should be closed, and says why: RECONNECT, a changed target, PAUSE, KILL or DISABLE.
-    pub async fn outdated(&self, server: &Server) -> &'static str {
+    /// Waits until a connection of this generation should be closed, and says why: RECONNECT, a changed target, PAUSE, KILL or DISABLE.
+    pub async fn outdated(&self, generation: u64) -> &'static str {
         loop {
             let changed = self.gate.changed();
-            if server.generation != self.generation.load(Ordering::Relaxed) {
+            if generation != self.generation.load(Ordering::Relaxed) {
                 return "the pool reconnects";
             }
             if !self.gate.is_open() {
