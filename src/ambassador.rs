@@ -6,6 +6,7 @@ use crate::auth::Method;
 use crate::client::{CancelLane, Clients, Context, Door, DoorTls};
 use crate::config::{self, Config, Fault, File, Sources, StartupPolicy};
 use crate::drain::{self, Notice, Plan, Signals};
+use crate::listen::{Habits, Hubs};
 use crate::net::listener::{Bound, SocketFile};
 use crate::net::tls::{self, ListenerTls, TlsError};
 use crate::pool::Directory;
@@ -112,6 +113,8 @@ impl Ambassador {
             clients: Clients::new(config.max_clients),
             interners,
             directory,
+            // On this runtime: it lives until all clients have gone, whichever worker they are with.
+            hubs: Hubs::new(tokio::runtime::Handle::current(), Habits::default()),
             cancels: CancelLane::new(2 * config.directory.databases.iter().map(|d| d.pool.size).max().unwrap_or(1)),
             users: RwLock::new(Arc::clone(&config.auth.users)),
             auth_query: config.auth.query.clone(),
@@ -197,6 +200,7 @@ impl Ambassador {
             }
             Ending::Now => drain::end(&self.operator).await,
         }
+        self.operator.context.hubs.close().await;
         self.stop();
         Ok(())
     }

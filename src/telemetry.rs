@@ -79,6 +79,11 @@ metrics_table! {
     SERVER_PARSES = "pg_ambassador_server_parses_total", Counter, None, "Parse messages sent to servers for named statements.";
     BINDS = "pg_ambassador_binds_total", Counter, None, "Bind messages.";
     LOGINS = "pg_ambassador_logins_total", Counter, None, "Clients that logged in.";
+    LISTENING_CONNECTIONS = "pg_ambassador_listening_connections", Gauge, None, "Server connections that listen for clients (LISTEN).";
+    LISTENING_CHANNELS = "pg_ambassador_listening_channels", Gauge, None, "Channels that clients listen to over them.";
+    LISTENING_CLIENTS = "pg_ambassador_listening_clients", Gauge, None, "Clients that listen over them.";
+    NOTIFICATIONS = "pg_ambassador_notifications_delivered_total", Counter, None, "Notifications for clients that listen over them, counted for each client.";
+    LISTENING_LOST = "pg_ambassador_listening_connections_lost_total", Counter, None, "Such connections lost while clients listened: notifications may have been missed.";
     RELOADS = "pg_ambassador_reloads_total", Counter, None, "Reloads of the configuration, by result.";
     WORKER_LAG = "pg_ambassador_worker_lag_seconds", Gauge, Some(Unit::Seconds), "How long ago the slowest worker's event loop was last seen to turn.";
 }

@@ -17,6 +17,7 @@ mod example_config;
 mod hostile;
 mod leaving;
 mod lifecycle;
+mod listening;
 mod outdated_statements;
 mod pooling;
 mod prepared_without_a_server;

@@ -2,6 +2,7 @@
 
 use crate::client::entry::ClientState;
 use crate::client::{Clients, Context};
+use crate::listen::Hubs;
 use crate::pool::{GateState, Pool, PoolName, Totals};
 use crate::server::ServerState;
 use crate::session::Pin;
@@ -58,6 +59,7 @@ pub fn render(telemetry: &Telemetry, context: &Context, vitals: Vitals) -> Strin
         telemetry.set(metric, &[], load(counter));
     }
     render_clients(telemetry, clients);
+    render_listening(telemetry, &context.hubs);
     let queues = queues(clients);
     for set in context.directory.sets() {
         let names = [("database", &*set.name.database), ("user", &*set.name.user)];
@@ -95,6 +97,15 @@ fn render_clients(telemetry: &Telemetry, clients: &Clients) {
     for (pin, count) in pinned {
         telemetry.gauge(&t::PINNED, &[("reason", pin.as_str())], float(count));
     }
+}
+
+fn render_listening(telemetry: &Telemetry, hubs: &Hubs) {
+    let all = hubs.status();
+    telemetry.gauge(&t::LISTENING_CONNECTIONS, &[], float(all.iter().filter(|hub| hub.connection.is_some()).count()));
+    telemetry.gauge(&t::LISTENING_CHANNELS, &[], float(all.iter().map(|hub| hub.channels).sum()));
+    telemetry.gauge(&t::LISTENING_CLIENTS, &[], float(all.iter().map(|hub| hub.clients).sum()));
+    telemetry.set(&t::NOTIFICATIONS, &[], hubs.totals().delivered.load(Ordering::Relaxed));
+    telemetry.set(&t::LISTENING_LOST, &[], hubs.totals().lost.load(Ordering::Relaxed));
 }
 
 fn render_pool(telemetry: &Telemetry, pool: &Pool, unassigned: &Totals, labels: &[(&'static str, &str); 3]) {

@@ -6,6 +6,7 @@ use super::operator::Operator;
 use crate::client::ClientEntry;
 use crate::client::entry::ClientState;
 use crate::config::Setting;
+use crate::listen::Status;
 use crate::pool::{GateState, PoolSet, Totals};
 use crate::server::{ServerEntry, ServerState};
 use crate::session::PoolMode;
@@ -75,6 +76,10 @@ pub fn describe(command: &Command) -> Columns {
                  current_client_connections:i paused:i disabled:i",
             ),
             Table::Help => columns("command description"),
+            Table::Listeners => columns(
+                "database encoding server remote_pid:i channels:i clients:i notifications:b delivered:b lost:b \
+                 connected_seconds:b",
+            ),
             Table::Lists => columns("list items:i"),
             Table::Mem => columns("name size:i used:i free:i memtotal:b"),
             Table::Pins => {
@@ -134,6 +139,7 @@ pub fn rows(table: Table, operator: &Operator) -> Vec<Vec<Cell>> {
         Table::Config => operator.settings().iter().map(config_row).collect(),
         Table::Databases => databases(operator),
         Table::Help => help(),
+        Table::Listeners => operator.context.hubs.status().iter().map(listener_row).collect(),
         Table::Lists => lists(operator),
         Table::Mem => memory(operator),
         Table::Pins => operator.context.clients.all().iter().filter_map(|client| pin_row(client)).collect(),
@@ -345,6 +351,26 @@ fn help() -> Vec<Vec<Cell>> {
     ];
     let commands = commands.into_iter().map(|(command, help)| (command.to_owned(), help));
     shows.chain(commands).map(|(command, help)| vec![text(command), text(help)]).collect()
+}
+
+/// Without a connection there is neither a server nor a time.
+fn listener_row(hub: &Status) -> Vec<Cell> {
+    let [server, pid, seconds] = match &hub.connection {
+        Some((server, pid, since)) => [text(server), int(*pid), int(since.elapsed().as_secs())],
+        None => [Cell::Null, Cell::Null, Cell::Null],
+    };
+    vec![
+        text(&hub.database),
+        text(&hub.encoding),
+        server,
+        pid,
+        int(hub.channels),
+        int(hub.clients),
+        int(hub.notifications),
+        int(hub.delivered),
+        int(hub.lost),
+        seconds,
+    ]
 }
 
 fn lists(operator: &Operator) -> Vec<Vec<Cell>> {

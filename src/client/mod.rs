@@ -15,6 +15,7 @@ pub use login::{AuthQuery, Door, DoorTls};
 
 use crate::auth::UserList;
 use crate::credentials::{BoxFuture, PassThrough, Proof};
+use crate::listen::Hubs;
 use crate::net::Stream;
 use crate::pool::{Directory, PoolName};
 use crate::session::Interners;
@@ -35,6 +36,8 @@ pub struct Context {
     pub interners: Arc<Interners>,
     /// All pools.
     pub directory: Arc<Directory>,
+    /// The connections that listen for clients.
+    pub hubs: Arc<Hubs>,
     /// The lane for cancel requests.
     pub cancels: CancelLane,
     /// Who may log in.
