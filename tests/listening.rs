@@ -360,6 +360,26 @@ fn who_listens_no_more_gets_no_more_and_the_server_is_told() {
 }
 
 #[test]
+fn who_catches_up_has_all_that_was_sent_before() {
+    let exchange = Exchange::at(shared().port());
+    let client = exchange.client();
+    let catch_up = || exchange.runtime.block_on(client.catch_up(Instant::now() + PATIENCE));
+    catch_up().unwrap();
+    let channel = unique("catch up");
+    exchange.listen(&client, &[&channel]);
+    let mut notifier = Client::new(shared().port());
+    for n in 0..300 {
+        notify(&mut notifier, &channel, &n.to_string());
+        catch_up().unwrap();
+        assert_eq!(mail(&client), [pair(&channel, &n.to_string())]);
+    }
+    exchange.directory.set_paused(None, true);
+    wait_until("there is no connection", || exchange.status().connection.is_none());
+    let asked = Instant::now();
+    assert!(catch_up().is_err() && asked.elapsed() < PATIENCE / 2, "nobody waits for what cannot come");
+}
+
+#[test]
 fn a_connection_that_nobody_needs_is_closed_and_comes_back() {
     let habits = Habits { idle: Duration::from_millis(200), ..Habits::default() };
     let exchange = Exchange::new(&url(shared()), habits);

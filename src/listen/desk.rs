@@ -39,6 +39,8 @@ pub(super) struct Pending {
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) pools: Arc<PoolSet>,
     pub(super) channels: Vec<Channel>,
+    /// It asks for no channel, but for an answer of the connection there is.
+    pub(super) is_barrier: bool,
     pub(super) asked: Instant,
     pub(super) deadline: Instant,
     /// It was refused together with others: to find out whose fault that was, each is tried alone.
@@ -211,7 +213,7 @@ impl Desk {
             pending.channels.retain(|channel| !gone.contains(channel));
         }
         let all = std::mem::take(&mut self.pending).into_iter();
-        let (idle, waiting): (Vec<Pending>, Vec<Pending>) = all.partition(|pending| pending.channels.is_empty());
+        let (idle, waiting): (Vec<Pending>, Vec<Pending>) = all.partition(|p| p.channels.is_empty() && !p.is_barrier);
         self.pending = waiting.into();
         for pending in idle {
             let _ = pending.done.send(Ok(()));
@@ -249,7 +251,10 @@ impl Desk {
         while self.is_needed() && self.closing.is_none() {
             let deadline = self.pending.iter().map(|pending| pending.deadline).min();
             tokio::select! {
-                command = self.inbox.recv() => self.handle(command?),
+                command = self.inbox.recv() => {
+                    self.handle(command?);
+                    self.fail_barriers();
+                }
                 (role, opened) = &mut dial => match opened {
                     Ok(line) => return Some(line),
                     Err(error) => {
@@ -298,6 +303,16 @@ impl Desk {
         }
         self.cause = Some(error.to_string());
         self.failures = self.failures.saturating_add(1);
+    }
+
+    /// Fails what only the connection that is gone could have answered.
+    fn fail_barriers(&mut self) {
+        let all = std::mem::take(&mut self.pending).into_iter();
+        let (barriers, waiting): (Vec<Pending>, Vec<Pending>) = all.partition(|pending| pending.is_barrier);
+        self.pending = waiting.into();
+        for barrier in barriers {
+            barrier.expire(self.cause.as_deref());
+        }
     }
 
     /// Fails the subscriptions that have waited for too long.
@@ -577,6 +592,7 @@ impl Desk {
                 self.pending.push_front(pending);
             }
         }
+        self.fail_barriers();
         line.close();
     }
 }
