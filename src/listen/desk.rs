@@ -238,15 +238,15 @@ impl Desk {
 
     /// Pools to connect with: those of any client serve all. Of those that were not tried, the first by name, so that it
     /// is the same one each time.
-    fn role(&self, tried: &[PoolName]) -> Option<Arc<PoolSet>> {
-        let untried = self.pools.values().filter(|pools| !tried.contains(&pools.name));
+    fn role(&self, tried: &HashMap<PoolName, Report>) -> Option<Arc<PoolSet>> {
+        let untried = self.pools.values().filter(|pools| !tried.contains_key(&pools.name));
         untried.min_by(|a, b| a.name.cmp(&b.name)).cloned()
     }
 
     /// Connects, for as long as anybody listens.
     async fn connect(&mut self) -> Option<Line> {
-        // Roles that cannot log in, since the last pause.
-        let mut tried: Vec<PoolName> = Vec::new();
+        // Roles that could not connect in this round, and why; and whether waiting would help any of them.
+        let (mut tried, mut hopeless) = (HashMap::new(), true);
         let mut dial = self.dial(self.role(&tried)?, self.pause());
         while self.is_needed() && self.closing.is_none() {
             let deadline = self.pending.iter().map(|pending| pending.deadline).min();
@@ -258,16 +258,20 @@ impl Desk {
                 (role, opened) = &mut dial => match opened {
                     Ok(line) => return Some(line),
                     Err(error) => {
-                        if error.is_final() {
-                            tried.push(role);
-                            if let Some(next) = self.role(&tried) {
-                                dial = self.dial(next, Duration::ZERO);
-                                continue;
+                        self.note_failure(&error);
+                        hopeless &= error.is_final();
+                        tried.insert(role, error.report());
+                        let mut next = self.role(&tried);
+                        // A role that may not log in says nothing about the next one.
+                        let at_once = next.is_some() && error.is_final();
+                        if next.is_none() {
+                            if hopeless {
+                                self.give_up(&tried);
                             }
+                            (tried, hopeless) = (HashMap::new(), true);
+                            next = self.role(&tried);
                         }
-                        self.failed(&error);
-                        tried.clear();
-                        dial = self.dial(self.role(&tried)?, self.pause());
+                        dial = self.dial(next?, if at_once { Duration::ZERO } else { self.pause() });
                     }
                 },
                 () = sleep_until(deadline) => self.expire(),
@@ -291,18 +295,24 @@ impl Desk {
         doublings.unwrap_or_default().mul_f64(0.5 + 0.5 * fastrand::f64())
     }
 
-    /// Notes that no role could connect.
-    fn failed(&mut self, error: &OpenError) {
+    fn note_failure(&mut self, error: &OpenError) {
         tracing::debug!(database = %self.facts.key.database, %error, "no listening connection");
-        if error.is_final() {
-            for pending in std::mem::take(&mut self.pending) {
-                let id = pending.mailbox.id;
-                pending.fail(error.report());
-                self.forget_pools(id);
-            }
-        }
         self.cause = Some(error.to_string());
         self.failures = self.failures.saturating_add(1);
+    }
+
+    /// No role can connect, and waiting does not help: tells everybody what came of their own.
+    fn give_up(&mut self, tried: &HashMap<PoolName, Report>) {
+        for pending in std::mem::take(&mut self.pending) {
+            match tried.get(&pending.pools.name).cloned() {
+                Some(report) => {
+                    let id = pending.mailbox.id;
+                    pending.fail(report);
+                    self.forget_pools(id);
+                }
+                None => self.pending.push_back(pending),
+            }
+        }
     }
 
     /// Fails what only the connection that is gone could have answered.

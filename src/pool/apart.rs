@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// How often a place within the limits is looked for.
+/// How long a place within the limits is waited for: another pool's limit may have one.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often one is looked for.
 const LOOK_FOR_PLACE: Duration = Duration::from_millis(50);
 
 impl Pool {
@@ -17,7 +19,7 @@ impl Pool {
     /// Dropping the future gives everything back.
     ///
     /// # Errors
-    /// The pool was disabled, or why the attempt failed; a pause before the next one is kept by the pool itself, except
+    /// The pool was disabled, there was no place within the limits, or why the attempt failed; a pause before the next one is kept by the pool itself, except
     /// after [`crate::server::dial::Verdict::Full`].
     pub async fn dial_apart(
         self: &Arc<Self>,
@@ -25,7 +27,9 @@ impl Pool {
     ) -> Result<Box<Server>, LeaseError> {
         let mut target = (*self.target()).clone();
         target.settings.extend(settings);
-        let held = self.places_apart().await;
+        let started = Instant::now();
+        let held = tokio::time::timeout(PLACE_TIMEOUT, self.places_apart()).await;
+        let held = held.map_err(|_| self.timed_out(started.elapsed()))?;
         let slot = loop {
             self.gate.opened().await;
             if self.gate.state() == GateState::Disabled {
