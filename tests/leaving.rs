@@ -295,7 +295,7 @@ fn batch(random: &mut Random, nonce: &str) -> (Vec<u8>, Vec<Told>) {
         }
         5 => {
             let parts = [
-                query("begin; select 1"),
+                query("begin"),
                 [start, echo("a"), sync()].concat(),
                 query("select 1/0"),
                 query(select("b")),
@@ -381,7 +381,7 @@ fn i25_no_server_stays_with_a_client_that_is_gone() {
     table("leaving_watch");
     let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "4"]);
     let requests = [
-        query("begin; select 1"),
+        query("begin"),
         query("select pg_sleep(0.05)"),
         query("copy leaving_watch from stdin"),
         query("select generate_series(1, 100000)"),

@@ -18,6 +18,7 @@ mod hostile;
 mod leaving;
 mod lifecycle;
 mod listening;
+mod notifications;
 mod outdated_statements;
 mod pooling;
 mod prepared_without_a_server;

@@ -489,7 +489,8 @@ fn i09_nothing_is_sent_twice_whatever_is_killed() {
                         let mut failed = false;
                         for step in &steps {
                             client.send(step);
-                            let readies = if steps.len() == 1 && step.starts_with(&query("begin; select 1")) { 3 } else { 1 };
+                            let readies =
+                                if steps.len() == 1 && step.starts_with(&query("begin; select 1")) { 3 } else { 1 };
                             for _ in 0..readies {
                                 let messages = client.read_until(b"Z").expect("the client is kept");
                                 failed |= messages.iter().any(|m| m.tag == b'E');

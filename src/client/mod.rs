@@ -3,6 +3,7 @@
 mod cancel;
 mod cleanup;
 pub mod entry;
+mod hearing;
 pub mod limits;
 pub mod login;
 mod peer;
@@ -211,8 +212,12 @@ async fn open(
     let place = login.take_place()?;
     match login::open(context, &mut login, place).await {
         Ok(opened) => {
-            let upstream =
-                Upstream { pools: opened.pools, interners: Arc::clone(&context.interners), limits: context.limits() };
+            let upstream = Upstream {
+                pools: opened.pools,
+                hubs: Arc::clone(&context.hubs),
+                interners: Arc::clone(&context.interners),
+                limits: context.limits(),
+            };
             let id = opened.listed.entry.id;
             let places = (opened.listed, opened.member);
             Some((Relay::new(login.stream, opened.session, places, upstream, login.input), id))

@@ -6,7 +6,9 @@
 
 use super::cleanup;
 use super::entry::{ClientState, Listed, Order};
+use super::hearing::Hearing;
 use super::limits::Limits;
+use crate::listen::Hubs;
 use crate::net::{Stream, scratch};
 use crate::pool::{Lease, LeaseError, Member, PoolSet, Stats};
 use crate::session::{Interners, Next, Outbound, Parting, Pins, PoolMode, ServerLoss, Session, Violation};
@@ -23,7 +25,7 @@ use tokio::time::Sleep;
 /// Bytes of a client that waits for a server that are read all the same, to notice when it leaves.
 const QUEUED_INPUT: usize = 16 * 1024;
 /// Bytes for a client that does not take them, past which it is not read any more.
-const UNREAD_OUTPUT: usize = 64 * 1024;
+pub(super) const UNREAD_OUTPUT: usize = 64 * 1024;
 /// An answer of at most this size may wait for the end of the event loop's turn.
 const HOLD_BACK: usize = 4096;
 
@@ -72,6 +74,8 @@ impl<F: FnOnce(End) + Unpin> Future for Serving<F> {
 pub(super) struct Upstream {
     /// Where its servers come from.
     pub(super) pools: Arc<PoolSet>,
+    /// Who listens for clients that have no server.
+    pub(super) hubs: Arc<Hubs>,
     /// Names that all sessions share.
     pub(super) interners: Arc<Interners>,
     /// Timeouts.
@@ -81,19 +85,21 @@ pub(super) struct Upstream {
 /// One client being served.
 pub(super) struct Relay {
     stream: Stream,
-    session: Session,
-    listed: Listed,
+    pub(super) session: Session,
+    pub(super) listed: Listed,
     _member: Member,
-    upstream: Upstream,
-    server: Server,
+    pub(super) upstream: Upstream,
+    pub(super) server: Server,
+    /// What it hears of notifications, if it listens.
+    pub(super) hearing: Option<Box<Hearing>>,
     /// Bytes of the client that wait: for the rest of their frame, or for a server.
-    input: Vec<u8>,
+    pub(super) input: Vec<u8>,
     /// Bytes for the client that wait for room in its socket.
-    output: Vec<u8>,
+    pub(super) output: Vec<u8>,
     /// The client's next frame has to wait until the server owes nothing.
     quiet: bool,
     /// `input` has frames that may be handled now.
-    unhandled: bool,
+    pub(super) unhandled: bool,
     /// Nothing can be read in this turn any more, of the client and of the server: who was asked once and had nothing will
     /// wake us, and asking again would only cost.
     dry: Dry,
@@ -104,12 +110,12 @@ pub(super) struct Relay {
     /// Why the client keeps its server.
     pins: Pins,
     timer: Option<Pin<Box<Sleep>>>,
-    clock: Clock,
-    tally: Tally,
+    pub(super) clock: Clock,
+    pub(super) tally: Tally,
 }
 
 /// The server of the client.
-enum Server {
+pub(super) enum Server {
     None,
     Waiting(Pin<Box<dyn Future<Output = Result<Lease, LeaseError>> + Send>>),
     Leased(Lease),
@@ -124,7 +130,7 @@ struct Dry {
 
 /// Since when what is under way.
 #[derive(Default)]
-struct Clock {
+pub(super) struct Clock {
     /// The first request since nothing was owed.
     request: Option<Instant>,
     /// The lease of the server, or the beginning of the transaction.
@@ -144,16 +150,16 @@ struct Clock {
 impl Clock {
     /// The time, read once in each step at most.
     #[inline]
-    fn now(&mut self) -> Instant {
+    pub(super) fn now(&mut self) -> Instant {
         *self.step.get_or_insert_with(Instant::now)
     }
 }
 
 /// What is counted until it is added to the pool's statistics.
 #[derive(Default)]
-struct Tally {
+pub(super) struct Tally {
     received: u64,
-    sent: u64,
+    pub(super) sent: u64,
 }
 
 /// How a client's connection ended.
@@ -172,7 +178,7 @@ pub(super) enum End {
 }
 
 /// Why the loop ends; the client may have to be told.
-enum Stop {
+pub(super) enum Stop {
     Client(End),
     /// To be sent as the last message.
     Fatal(Report),
@@ -190,7 +196,7 @@ impl From<io::Error> for Stop {
 
 /// Whether a step got anywhere.
 #[derive(PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     Progress,
     Stuck,
 }
@@ -212,6 +218,7 @@ impl Relay {
             _member: member,
             upstream,
             server: Server::None,
+            hearing: None,
             output: Vec::new(),
             quiet: false,
             unhandled: !input.is_empty(),
@@ -265,6 +272,9 @@ impl Relay {
             self.carry_out(order)?;
         }
         if self.poll_lease(cx)? == Step::Progress {
+            step = Step::Progress;
+        }
+        if self.hearing.is_some() && self.poll_hearing(cx)? == Step::Progress {
             step = Step::Progress;
         }
         if self.poll_client_output(cx)?.is_ready() && self.server_input(cx)? == Step::Progress {
@@ -495,6 +505,9 @@ impl Relay {
         } else {
             self.stats().add(&crate::pool::Totals { queries: completed, ..Default::default() });
         }
+        if self.hearing.is_some() || self.session.holds_ready() {
+            self.heard_changes();
+        }
         if parting == Parting::Part {
             self.release(now);
         }
@@ -603,7 +616,8 @@ impl Relay {
 
     /// Handles what the client sent before and could not be handled then, or reads more.
     fn client_input(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {
-        let queued = matches!(self.server, Server::Waiting(_)) || self.quiet;
+        let hears = self.hearing.as_ref().is_some_and(|hearing| hearing.is_waiting());
+        let queued = matches!(self.server, Server::Waiting(_)) || self.quiet || hears;
         let again = self.unhandled && !queued;
         if queued && self.input.len() >= QUEUED_INPUT {
             return Ok(Step::Stuck);
@@ -701,6 +715,10 @@ impl Relay {
                 Next::Input => break,
                 Next::Quiet => {
                     self.quiet = true;
+                    break;
+                }
+                Next::Channels => {
+                    self.hear(cx);
                     break;
                 }
                 Next::End => {

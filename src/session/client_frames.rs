@@ -372,6 +372,10 @@ impl Session {
             FrontendTag::Query => {
                 let found = self.analysed.take();
                 let analysis = found.unwrap_or_else(|| self.analyse(cut, frontend::query(cut.body(input))));
+                if analysis.effects.has(LISTENING) && self.concerns_channels(analysis.effects, cut.body(input)) {
+                    self.analysed = Some(analysis);
+                    return Ok(Fare::Wait(Next::Channels));
+                }
                 if analysis.effects.has(Effects::LOOKING) {
                     self.hide_others(server, to_server);
                 }
@@ -389,6 +393,9 @@ impl Session {
                 // Behind a COPY that waits for data nothing but data may be sent.
                 if analysis.effects.has(Effects::RESET) && !(analysis.copies && analysis.statements > 1) {
                     self.restore_startup(server, to_server);
+                }
+                if self.marks > 0 && !analysis.copies {
+                    self.send_marks(server, to_server);
                 }
             }
             FrontendTag::Parse => return Ok(self.parse(shared, input, cut, server, to_server, to_client)),
@@ -420,6 +427,9 @@ impl Session {
                 to_server.pass(cut.range());
                 if std::mem::take(&mut self.resets) && server.pipeline.copy == Copy::None {
                     self.restore_startup(server, to_server);
+                }
+                if self.marks > 0 && server.pipeline.copy == Copy::None {
+                    self.send_marks(server, to_server);
                 }
             }
             FrontendTag::Flush => {
@@ -600,6 +610,11 @@ impl Session {
                 self.hide_others(server, to_server);
             }
             let text = self.unnamed.as_ref().and_then(|u| u.text.clone().filter(|_| !analysis.effects.is_none()));
+            if analysis.effects.has(LISTENING)
+                && self.concerns_channels(analysis.effects, text.as_deref().unwrap_or_default())
+            {
+                return Ok(Fare::Wait(Next::Channels));
+            }
             self.bound(analysis, text.as_deref().unwrap_or_default(), body, server);
         } else {
             match self.prepared.look_up(bind.statement, self.batch) {
@@ -610,6 +625,11 @@ impl Session {
                     };
                     if !server.ensure_prepared(&statement, self.batch, to_server) {
                         return Ok(wait_for_quiet(to_server));
+                    }
+                    if statement.analysis.effects.has(LISTENING)
+                        && self.concerns_channels(statement.analysis.effects, &statement.query)
+                    {
+                        return Ok(Fare::Wait(Next::Channels));
                     }
                     if statement.analysis.effects.has(Effects::LOOKING) {
                         self.hide_others(server, to_server);
@@ -682,6 +702,21 @@ impl Session {
                 server.too_many_names |= !sql::custom_name(name.as_bytes(), &mut server.custom_names);
             }
         }
+    }
+
+    /// A statement that listens, or no longer does, or notifies, is about to be sent. True if something else comes first.
+    #[cold]
+    fn concerns_channels(&mut self, effects: Effects, text: &[u8]) -> bool {
+        if self.wants_channels(effects, text) {
+            return true;
+        }
+        if effects.has(Effects::UNLISTEN) {
+            self.note_unlisten(text);
+        }
+        if effects.has(Effects::NOTIFY) {
+            self.note_notify();
+        }
+        false
     }
 
     /// The client is about to look at the prepared statements of its session: those of others and of ours are none of them.
@@ -884,6 +919,9 @@ impl Session {
         Ok(cut.end)
     }
 }
+
+/// Effects of statements that have to do with notifications.
+const LISTENING: Effects = Effects::LISTEN.and(Effects::UNLISTEN).and(Effects::NOTIFY);
 
 /// Effects of statements that may set settings under names of the client's own making.
 const NAMING: Effects = Effects::SETTING.and(Effects::UNKNOWN);

@@ -182,6 +182,9 @@ impl Session {
         server.pipeline.push(Owed::swallow(Kind::Bind));
         reply::execute(out);
         server.pipeline.push(Owed::swallow(Kind::Execute { commits: false }).with(Note::Begun));
+        // The client must not find a portal that it has not made.
+        reply::close_portal(out);
+        server.pipeline.push(Owed::swallow(Kind::Close));
     }
 }
 

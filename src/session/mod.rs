@@ -4,6 +4,7 @@
 //! one server and lives as long as that connection. Frames of the client go through [`Session::on_client`], frames of
 //! the server through [`Session::on_server`]; neither awaits, and neither holds bytes that it was given.
 
+mod channels;
 mod client_frames;
 mod deferred;
 mod loss;
@@ -23,6 +24,7 @@ use prepared::{ClientPrepared, ServerPrepared, StatementInterner};
 use settings::{Settings, SettingsInterner};
 use std::sync::Arc;
 
+pub use channels::Name as ChannelName;
 pub use loss::ServerLoss;
 pub use outbound::Outbound;
 pub use pin::{Pin, Pins};
@@ -66,6 +68,12 @@ pub struct Session {
     sql_prepared: Option<Box<SqlPrepared>>,
     /// A message of this batch may have reset settings.
     resets: bool,
+    /// What it listens to, if it ever did.
+    channels: Option<Box<channels::Channels>>,
+    /// UNLISTENs of this batch.
+    marks: usize,
+    /// A ReadyForQuery was held back.
+    held_ready: bool,
     prepared: ClientPrepared,
     unnamed: Option<Box<Unnamed>>,
     unnamed_count: u32,
@@ -191,6 +199,8 @@ pub struct ServerSide {
     custom_names: Vec<Box<str>>,
     /// There were more of them than can be asked for.
     too_many_names: bool,
+    /// It listens to channels, and need not any more.
+    listens: bool,
     /// The role that logged in.
     login_user: Box<str>,
     body: Option<Body>,
@@ -253,6 +263,8 @@ pub enum Next {
     Server,
     /// The answers to what was sent, before the frame that comes next can be judged.
     Quiet,
+    /// That channels are listened to: see [`Session::take_wanted_channels`].
+    Channels,
     /// Nothing: the client said goodbye.
     End,
 }
@@ -292,6 +304,9 @@ impl Session {
             settings,
             sql_prepared: None,
             resets: false,
+            channels: None,
+            marks: 0,
+            held_ready: false,
             prepared: ClientPrepared::default(),
             unnamed: None,
             unnamed_count: 0,
@@ -378,6 +393,7 @@ impl ServerSide {
             pins: Pins::NONE,
             custom_names: Vec::new(),
             too_many_names: false,
+            listens: false,
             body: None,
             prepared_limit,
         }
@@ -456,6 +472,7 @@ impl ServerSide {
         self.pins = Pins::NONE;
         self.custom_names = Vec::new();
         self.too_many_names = false;
+        self.listens = false;
     }
 
     /// A ReadyForQuery of an exchange of our own was read, outside [`Session::on_server`].

@@ -77,7 +77,12 @@ impl Session {
     ) -> Result<(), Violation> {
         let body = &input[cut.start + HEADER..cut.end];
         match cut.tag {
-            BackendTag::Notice | BackendTag::Notification => {
+            BackendTag::Notification => {
+                let heard = backend::notification(body).is_ok_and(|notification| self.hears(notification.channel));
+                forward(cut, !heard, server, to_client);
+                Ok(())
+            }
+            BackendTag::Notice => {
                 let pass = server.front_fate() == Fate::Forward;
                 forward(cut, pass, server, to_client);
                 Ok(())
@@ -132,6 +137,11 @@ impl Session {
                 if pass {
                     self.tx = status;
                     self.completed += 1;
+                    if self.channels.is_some() && server.pipeline.owed.len() == 1 && self.hold_ready() {
+                        forward(cut, false, server, to_client);
+                        self.pop_answered(server, to_client);
+                        return Ok(());
+                    }
                 }
             }
             BackendTag::CommandComplete => self.command_complete(backend::command_tag(body), server),
@@ -273,6 +283,9 @@ impl Session {
             b"DISCARD ALL" | b"DEALLOCATE ALL" => {
                 server.prepared.clear();
                 self.prepared.clear();
+                if tag == b"DISCARD ALL" {
+                    self.unlistened_all();
+                }
             }
             _ => {}
         }
@@ -319,6 +332,10 @@ impl Session {
             return Err(Violation::Ended(report));
         }
         let Some(front) = server.pipeline.owed.front() else { return Err(unexpected("error")) };
+        if front.fate == Fate::Behind && matches!(front.kind, Kind::Query { .. }) {
+            forward(cut, false, server, to_client);
+            return Ok(());
+        }
         if front.fate == Fate::Behind {
             if let Some(findings) = &mut server.findings {
                 findings.failed(&fields.report());

@@ -132,7 +132,7 @@ impl Session {
         if !self.may_release(server) {
             return Parting::Stay;
         }
-        if server.dirty.is_none() && server.pins.is_none() && server.findings.is_none() {
+        if server.dirty.is_none() && server.pins.is_none() && server.findings.is_none() && !server.listens {
             return Parting::Part;
         }
         self.parting_from_dirty(shared, server)
@@ -143,8 +143,7 @@ impl Session {
             self.learn(shared, server, *findings);
         }
         server.pins = server.pins.and(Pins::of_lasting(server.dirty));
-        let topics = server.topics();
-        if topics != 0 {
+        if server.topics() != 0 || server.listens {
             return Parting::Ask;
         }
         server.dirty = Effects::NONE;
@@ -153,7 +152,18 @@ impl Session {
 
     /// Asks the server what was left on it. The answers are ours; when they are there, [`Session::parting`] knows more.
     pub fn ask(&mut self, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
+        if std::mem::take(&mut server.listens) {
+            // What it would tell of, the client hears from elsewhere.
+            reply::query(to_server.edit(), "UNLISTEN *");
+            server.pipeline.push(Owed::behind(Kind::Query { commits: false }));
+            if server.unnamed.is_some() {
+                server.unnamed = Some(super::server_frames::NOBODY);
+            }
+        }
         let topics = server.topics();
+        if topics == 0 {
+            return;
+        }
         let mut names = std::mem::take(&mut server.custom_names);
         for (name, _) in server.settings.iter().filter(|(name, _)| name.contains('.')) {
             crate::sql::custom_name(name.as_bytes(), &mut names);
@@ -198,7 +208,9 @@ impl Session {
             self.sql_prepared = None;
         }
         if findings.topics & CHANNELS != 0 {
-            server.pins.set(Pin::Listen, !findings.channels.is_empty());
+            let depends = self.server_listens(&findings.channels);
+            server.pins.set(Pin::Listen, depends);
+            server.listens = !depends && !findings.channels.is_empty();
         }
         if findings.topics & SETTINGS != 0 {
             let mut list = findings.settings;
@@ -287,7 +299,8 @@ impl ServerSide {
 
     /// Whether something of its client may be left on it.
     pub fn may_hold_state(&self) -> bool {
-        !(self.dirty.is_none() && self.asked.is_none() && self.unanswered.is_none() && self.pins.is_none())
+        let effects = self.dirty.and(self.asked).and(self.unanswered);
+        !effects.is_none() || !self.pins.is_none() || self.listens
     }
 
     /// Whether no reset makes it what it was. A session that ever had temporary objects keeps their schema.
@@ -322,6 +335,9 @@ impl ServerSide {
         self.pipeline.push(Owed::behind(Kind::Bind));
         reply::execute(out);
         self.pipeline.push(Owed::behind(Kind::Execute { commits: false }));
+        // Inside a transaction it would outlive the Sync, and the client would find it.
+        reply::close_portal(out);
+        self.pipeline.push(Owed::behind(Kind::Close));
         reply::sync(out);
         let last = Owed::behind(Kind::Sync);
         self.pipeline.push(match note {

@@ -14,7 +14,7 @@ pub const MAX_TEXT: usize = 64 * 1024;
 
 /// What a statement may leave behind in the session that runs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Effects(u16);
+pub struct Effects(u32);
 
 impl Effects {
     /// Nothing outlives the transaction.
@@ -51,6 +51,9 @@ impl Effects {
     pub const UNLISTEN: Self = Self(1 << 14);
     /// Looks at the prepared statements of its session.
     pub const LOOKING: Self = Self(1 << 15);
+
+    /// NOTIFY, or `pg_notify()`.
+    pub const NOTIFY: Self = Self(1 << 16);
 
     /// Effects that only the server itself can say the outcome of.
     pub const ASKED: Self = Self(
@@ -193,7 +196,8 @@ impl Folded {
 }
 
 /// Words of interest within a statement, and what they may leave behind.
-const TELLING: [(&[u8], Effects); 20] = [
+const TELLING: [(&[u8], Effects); 21] = [
+    (b"pg_notify", Effects::NOTIFY),
     (b"pg_prepared_statements", Effects::LOOKING),
     (b"pg_prepared_statement", Effects::LOOKING),
     (b"drop", Effects::ENDING),
@@ -288,6 +292,7 @@ fn statement(first: Token<'_>, lexer: &mut Lexer<'_>, analysis: &mut Analysis) -
         b"reset" => add(Effects::SETTING.and(Effects::RESET)),
         b"listen" => add(Effects::LISTEN),
         b"unlisten" => add(Effects::UNLISTEN),
+        b"notify" => add(Effects::NOTIFY),
         b"prepare" => {
             if next_word(&mut lexer.clone()).get() == b"transaction" {
                 command = Command::Commit;

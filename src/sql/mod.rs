@@ -1,10 +1,12 @@
 //! Just enough SQL: the words of a statement, and what they say about where it may run and what it leaves behind.
 
+pub mod channels;
 pub mod classify;
 pub mod control;
 pub mod lexer;
 pub mod names;
 
+pub use channels::{Channel, channels};
 pub use classify::{Analysis, Command, Effects, analyse, analyse_beginning};
 pub use control::Control;
 pub use lexer::{Lexer, StrKind, Token};

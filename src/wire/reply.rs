@@ -324,6 +324,11 @@ pub fn close_statement(out: &mut Vec<u8>, name: &[u8]) {
     });
 }
 
+/// Close of the unnamed portal.
+pub fn close_portal(out: &mut Vec<u8>) {
+    request(out, FrontendTag::Close, |body| body.extend(b"P\0"));
+}
+
 /// Sync.
 pub fn sync(out: &mut Vec<u8>) {
     request(out, FrontendTag::Sync, |_| {});

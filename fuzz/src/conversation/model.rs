@@ -76,8 +76,9 @@ fn row(out: &mut Vec<u8>, sql: &[u8], values: &[u8]) {
 }
 
 fn complete(out: &mut Vec<u8>, sql: &[u8]) {
+    let tag = if matches!(sql, b"begin" | b"commit" | b"rollback") { sql.to_ascii_uppercase() } else { sql.to_vec() };
     reply::message(out, B::CommandComplete, |body| {
-        body.extend(sql);
+        body.extend(tag);
         body.push(0);
     });
 }

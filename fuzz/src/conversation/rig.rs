@@ -181,6 +181,11 @@ impl Rig {
                             return;
                         }
                         Next::Quiet => (self.quiet, self.waited) = (true, true),
+                        Next::Channels => {
+                            let names = self.session.take_wanted_channels();
+                            let heard = self.random.one_in(2);
+                            self.session.channels_are_heard(names, heard);
+                        }
                         Next::End => self.ended = Some(Ended::Goodbye),
                         Next::Server => {
                             assert!(!self.leased, "asks for a second server");

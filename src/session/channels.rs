@@ -1,0 +1,223 @@
+//! What a client listens to.
+//!
+//! Its LISTEN goes to the server as any other statement does, and the server is asked afterwards what was committed. But
+//! not the server tells the client of notifications: a connection that listens for many clients does
+//! ([`crate::listen`]), so that nobody has to keep a server for that. That connection listens *before* the client's own
+//! LISTEN is sent, so that nothing is missed between the two; what it hears before the client's transaction has ended is
+//! delivered behind it.
+//!
+//! UNLISTEN means nothing to a server that does not listen. So behind it a channel of ours is listened to there, in the
+//! same transaction: if that is found when the server is asked, the UNLISTEN was committed as well.
+
+use super::pipeline::{Kind, Owed};
+use super::{Outbound, PoolMode, ServerSide, Session};
+use crate::sql::{self, Effects};
+use crate::wire::{frontend, reply};
+use std::collections::BTreeSet;
+
+/// The name of a channel, as `pg_listening_channels()` gives it.
+pub type Name = Box<[u8]>;
+
+/// What the channels by which an UNLISTEN is seen to be committed are called, with a number behind it.
+const MARK: &[u8] = b"ambassador:unlisten:";
+
+/// UNLISTENs of one transaction that are told apart. Whoever does more stops listening to nothing: more is heard, not less.
+const MAX_MARKS: usize = 256;
+
+/// What a client that has ever listened listens to.
+#[derive(Debug, Default)]
+pub(super) struct Channels {
+    /// What was committed.
+    listening: BTreeSet<Name>,
+    /// What is heard, and not committed yet.
+    tentative: BTreeSet<Name>,
+    /// What is to be heard before the client's next frame can go to the server.
+    wanted: Vec<Name>,
+    /// What cannot be heard: the server has to tell the client itself.
+    deaf: BTreeSet<Name>,
+    /// UNLISTENs since the server was last asked: of one channel, or of all.
+    unlistened: Vec<Option<Name>>,
+    /// What is not to be heard any more.
+    dropped: Vec<Name>,
+    /// The client has sent a notification, and may be its own listener.
+    notified: bool,
+}
+
+impl Session {
+    /// Channels that have to be listened to before the client's next frame is handled.
+    pub fn take_wanted_channels(&mut self) -> Vec<Name> {
+        self.channels.as_mut().map(|channels| std::mem::take(&mut channels.wanted)).unwrap_or_default()
+    }
+
+    /// They are listened to now, or they cannot be.
+    pub fn channels_are_heard(&mut self, names: Vec<Name>, heard: bool) {
+        let channels = self.channels.get_or_insert_default();
+        if heard {
+            channels.tentative.extend(names);
+        } else {
+            channels.deaf.extend(names);
+        }
+    }
+
+    /// Channels that are not to be listened to for this client any more.
+    pub fn take_dropped_channels(&mut self) -> Vec<Name> {
+        self.channels.as_mut().map(|channels| std::mem::take(&mut channels.dropped)).unwrap_or_default()
+    }
+
+    /// All that is listened to for this client.
+    pub fn heard_channels(&self) -> Vec<Name> {
+        let heard = self.channels.iter().flat_map(|channels| channels.listening.iter().chain(&channels.tentative));
+        heard.cloned().collect()
+    }
+
+    /// Whether this client may be told of notifications now: PostgreSQL does that between transactions only.
+    pub fn may_be_notified(&self) -> bool {
+        !self.tx.is_open() && self.body.is_none() && !self.skipping
+    }
+
+    /// Whether the client's answer is held back until it was told of what it sent itself.
+    pub fn holds_ready(&self) -> bool {
+        self.held_ready
+    }
+
+    /// Nothing keeps the answer back any more.
+    pub fn release_ready(&mut self, to_client: &mut Vec<u8>) {
+        if std::mem::take(&mut self.held_ready) {
+            reply::ready(to_client, self.tx);
+        }
+    }
+
+    /// A ReadyForQuery is about to be passed: whether it has to wait.
+    pub(super) fn hold_ready(&mut self) -> bool {
+        if self.tx.is_open() {
+            return false;
+        }
+        let Some(channels) = &mut self.channels else { return false };
+        let listens = !(channels.listening.is_empty() && channels.tentative.is_empty());
+        self.held_ready = std::mem::take(&mut channels.notified) && listens;
+        self.held_ready
+    }
+
+    /// What a text says of channels, before it goes to a server. True if something has to be listened to first.
+    pub(super) fn wants_channels(&mut self, effects: Effects, text: &[u8]) -> bool {
+        if self.mode != PoolMode::Transaction {
+            return false;
+        }
+        let said = sql::channels(frontend::query(text), self.standard_strings);
+        if effects.has(Effects::LISTEN) {
+            let channels = self.channels.get_or_insert_default();
+            for said in &said {
+                if let sql::Channel::Listen(name) = said
+                    && !(channels.listening.contains(name)
+                        || channels.tentative.contains(name)
+                        || channels.deaf.contains(name)
+                        || channels.wanted.contains(name))
+                {
+                    channels.wanted.push(name.clone());
+                }
+            }
+            return !channels.wanted.is_empty();
+        }
+        false
+    }
+
+    /// The text is on its way: behind it the server gets what shows whether its UNLISTENs are committed.
+    pub(super) fn note_unlisten(&mut self, text: &[u8]) {
+        let Some(channels) = &mut self.channels else { return };
+        for said in sql::channels(frontend::query(text), self.standard_strings) {
+            let unlistened = match said {
+                sql::Channel::Listen(_) => continue,
+                sql::Channel::Unlisten(name) => Some(name),
+                sql::Channel::UnlistenAll => None,
+            };
+            if channels.unlistened.len() < MAX_MARKS {
+                channels.unlistened.push(unlistened);
+                self.marks += 1;
+            }
+        }
+    }
+
+    /// Sends the marks of the UNLISTENs before it.
+    pub(super) fn send_marks(&mut self, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
+        let count = std::mem::take(&mut self.marks);
+        let Some(channels) = &self.channels else { return };
+        let first = channels.unlistened.len().saturating_sub(count);
+        for number in first..channels.unlistened.len() {
+            let text = format!("LISTEN \"{}{number}\"", String::from_utf8_lossy(MARK));
+            reply::query(to_server.edit(), &text);
+            server.pipeline.push(Owed::behind(Kind::Query { commits: false }));
+        }
+        // A simple query drops the unnamed statement.
+        if count > 0 && server.unnamed.is_some() {
+            server.unnamed = Some(super::server_frames::NOBODY);
+        }
+    }
+
+    /// A notification of a statement of the client may come back to itself.
+    pub(super) fn note_notify(&mut self) {
+        if let Some(channels) = &mut self.channels {
+            channels.notified = true;
+        }
+    }
+
+    /// Whether a notification that this client's server has sent reaches the client on another way.
+    pub(super) fn hears(&self, channel: &[u8]) -> bool {
+        self.channels.as_ref().is_some_and(|c| c.listening.contains(channel) || c.tentative.contains(channel))
+            || channel.starts_with(MARK)
+    }
+
+    /// The client has been told that it listens to nothing any more.
+    pub(super) fn unlistened_all(&mut self) {
+        if let Some(channels) = &mut self.channels {
+            channels.dropped.extend(std::mem::take(&mut channels.listening));
+            channels.deaf.clear();
+        }
+    }
+
+    /// The server listens to these channels. True if the client depends on the server for one of them.
+    pub(super) fn server_listens(&mut self, names: &[Box<str>]) -> bool {
+        let mut depends = false;
+        let Some(channels) = &mut self.channels else {
+            if names.is_empty() {
+                return false;
+            }
+            // Something has listened where nobody could see it.
+            self.channels = Some(Box::default());
+            return self.server_listens(names);
+        };
+        let is_mark = |name: &str| name.as_bytes().starts_with(MARK);
+        let number = |name: &str| name.get(MARK.len()..).and_then(|digits| digits.parse::<usize>().ok());
+        let mut committed: Vec<usize> =
+            names.iter().filter(|name| is_mark(name)).filter_map(|name| number(name)).collect();
+        committed.sort_unstable();
+        for unlistened in committed.into_iter().filter_map(|at| channels.unlistened.get(at)) {
+            match unlistened {
+                Some(name) => {
+                    if channels.listening.remove(name) {
+                        channels.dropped.push(name.clone());
+                    }
+                    channels.deaf.remove(name);
+                }
+                None => {
+                    channels.dropped.extend(std::mem::take(&mut channels.listening));
+                    channels.deaf.clear();
+                }
+            }
+        }
+        channels.unlistened.clear();
+        for name in names.iter().filter(|name| !is_mark(name)) {
+            let name: Name = name.as_bytes().into();
+            if channels.tentative.remove(&name) || channels.dropped.contains(&name) {
+                channels.dropped.retain(|dropped| *dropped != name);
+                channels.listening.insert(name);
+            } else if !channels.listening.contains(&name) {
+                depends = true;
+                channels.deaf.insert(name);
+            }
+        }
+        // What was not committed need not be heard.
+        let rolled_back = std::mem::take(&mut channels.tentative);
+        channels.dropped.extend(rolled_back);
+        depends
+    }
+}

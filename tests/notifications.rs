@@ -1,0 +1,223 @@
+//! LISTEN and NOTIFY in transaction mode: nobody keeps a server for it, and nothing is lost.
+
+use crate::support::client::{Message, bind, execute, message, parse, query, sync};
+use crate::support::{Ambassador, Client, shared, url, wait_until};
+
+fn database(name: &str) -> String {
+    let mut direct = Client::new(shared().port());
+    direct.query(&format!("drop database if exists {name} with (force)"));
+    direct.query(&format!("create database {name}"));
+    name.to_owned()
+}
+
+fn ambassador(size: usize) -> Ambassador {
+    Ambassador::start(&[url(shared()).as_str(), "--pool-size", &size.to_string(), "-s", "paranoid=true"])
+}
+
+fn login(port: u16, database: &str) -> Client {
+    Client::login(port, &[("user", "postgres"), ("database", database)])
+}
+
+/// Channel and payload of a notification.
+fn heard(message: &Message) -> (String, String) {
+    assert_eq!(message.tag, b'A', "{message:?}");
+    let text = String::from_utf8(message.body[4..].to_vec()).unwrap();
+    let (channel, payload) = text.trim_end_matches('\0').split_once('\0').unwrap_or((text.trim_end_matches('\0'), ""));
+    (channel.to_owned(), payload.to_owned())
+}
+
+fn next(client: &mut Client) -> (String, String) {
+    heard(&client.read().expect("a notification"))
+}
+
+/// Nothing has come: whatever was sent before is delivered before the answer to a query behind it.
+fn hears_nothing(client: &mut Client) {
+    let answer = client.exchange(&query("notify of_the_test_itself"));
+    assert!(answer.iter().all(|m| m.tag != b'A'), "{answer:?}");
+}
+
+#[test]
+fn idle_listeners_hold_no_server_and_hear_everything_in_order() {
+    let name = database("notify_idle");
+    let ambassador = ambassador(2);
+    let mut clients: Vec<Client> = (0..20).map(|_| login(ambassador.port, &name)).collect();
+    for client in &mut clients {
+        client.query("listen jobs");
+    }
+    let mut other = login(ambassador.port, &name);
+    for i in 0..50 {
+        other.query(&format!("notify jobs, 'number {i}'"));
+    }
+    // One from elsewhere, past the ambassador.
+    login(shared().port(), &name).query("select pg_notify('jobs', 'direct')");
+    for client in &mut clients {
+        for i in 0..50 {
+            assert_eq!(next(client), ("jobs".into(), format!("number {i}")));
+        }
+        assert_eq!(next(client), ("jobs".into(), "direct".into()));
+        assert_eq!(client.value("select 1"), "1");
+    }
+    assert!(ambassador.show("PINS").is_empty());
+    let listeners = ambassador.show("LISTENERS");
+    assert_eq!(listeners.len(), 1, "{listeners:?}");
+}
+
+#[test]
+fn listen_takes_effect_at_commit_and_not_after_a_rollback() {
+    let name = database("notify_commit");
+    let ambassador = ambassador(2);
+    let (mut one, mut other) = (login(ambassador.port, &name), login(ambassador.port, &name));
+    one.query("begin; listen rolled_back");
+    one.query("rollback");
+    one.query("begin; savepoint a; listen under_savepoint");
+    one.query("rollback to a; listen kept");
+    one.query("commit");
+    for channel in ["rolled_back", "under_savepoint", "kept"] {
+        other.query(&format!("notify {channel}, 'x'"));
+    }
+    assert_eq!(next(&mut one), ("kept".into(), "x".into()));
+    hears_nothing(&mut one);
+    // UNLISTEN, rolled back and not.
+    one.query("begin; unlisten kept");
+    one.query("rollback");
+    other.query("notify kept, 'still'");
+    assert_eq!(next(&mut one), ("kept".into(), "still".into()));
+    one.query("begin");
+    one.query("unlisten kept");
+    one.query("listen instead");
+    one.query("commit");
+    other.query("notify kept, 'no more'");
+    other.query("notify instead, 'yes'");
+    assert_eq!(next(&mut one), ("instead".into(), "yes".into()));
+    one.exchange(&[parse("", "unlisten *"), bind("", "", &[]), execute("", 0), sync()].concat());
+    other.query("notify instead, 'no more'");
+    hears_nothing(&mut one);
+    one.query("listen again; unlisten again; listen again");
+    other.query("notify again");
+    assert_eq!(next(&mut one), ("again".into(), String::new()));
+    one.query("discard all");
+    other.query("notify again");
+    hears_nothing(&mut one);
+    assert!(ambassador.show("PINS").is_empty());
+}
+
+#[test]
+fn who_notifies_itself_is_told_before_its_answer_is_complete() {
+    let name = database("notify_self");
+    let ambassador = ambassador(1);
+    let mut one = login(ambassador.port, &name);
+    one.query("listen me");
+    for sql in ["notify me, 'a'", "select pg_notify('me', 'b')", "begin; notify me, 'c'; commit"] {
+        let answer = one.exchange(&query(sql));
+        let position =
+            |tag: u8| answer.iter().position(|m| m.tag == tag).unwrap_or_else(|| panic!("{sql}: {answer:?}"));
+        assert!(position(b'A') < position(b'Z'), "{sql}");
+    }
+    let both = one.exchange(&query("listen two; notify two, 'at once'"));
+    assert!(both.iter().any(|m| m.tag == b'A'), "{both:?}");
+    // Nothing is told inside a transaction.
+    one.query("begin; select 1");
+    login(shared().port(), &name).query("notify me, 'while open'");
+    assert_eq!(one.value("select 2"), "2");
+    one.send(&query("commit"));
+    let mut seen = one.read_until(b"Z").unwrap();
+    if !seen.iter().any(|m| m.tag == b'A') {
+        seen = vec![one.read().unwrap()];
+    }
+    let told = seen.iter().find(|m| m.tag == b'A').map(heard);
+    assert_eq!(told, Some(("me".into(), "while open".into())));
+}
+
+#[test]
+fn hostile_names_and_payloads_arrive_as_they_were_sent() {
+    let name = database("notify_hostile");
+    let ambassador = ambassador(1);
+    let mut one = login(ambassador.port, &name);
+    let mut other = login(ambassador.port, &name);
+    let long = "x".repeat(63);
+    for channel in ["We\"ird; drop table x; --", "  spaces  ", "Größe", "$$", "'", "\\", &long, "ambassador:x", "*"] {
+        let quoted = channel.replace('"', "\"\"");
+        one.query(&format!("listen \"{quoted}\""));
+        let payload = "p'\"\\;\n".repeat(1100);
+        let notify = [
+            parse("", "select pg_notify($1, $2)"),
+            bind("", "", &[Some(channel), Some(&payload)]),
+            execute("", 0),
+            sync(),
+        ];
+        other.exchange(&notify.concat());
+        assert_eq!(next(&mut one), (channel.to_owned(), payload));
+        one.query(&format!("unlisten \"{quoted}\""));
+    }
+    hears_nothing(&mut one);
+}
+
+#[test]
+fn a_lost_listening_connection_is_made_again_and_its_clients_stay() {
+    let name = database("notify_lost");
+    let ambassador = ambassador(1);
+    let mut one = login(ambassador.port, &name);
+    one.query("listen lost");
+    let mut direct = login(shared().port(), "postgres");
+    direct.query(&format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"));
+    wait_until("the loss is seen", || ambassador.metric("pg_ambassador_listening_connections_lost_total") == 1.0);
+    let mut other = login(ambassador.port, &name);
+    let mut got = None;
+    wait_until("a notification arrives", || {
+        other.query("notify lost, 'again'");
+        one.send(&query("select 1"));
+        let answer = one.read_until(b"Z").unwrap();
+        got = answer.iter().find(|m| m.tag == b'A').map(heard);
+        got.is_some()
+    });
+    assert_eq!(got, Some(("lost".into(), "again".into())));
+}
+
+#[test]
+fn thousands_of_channels_of_hundreds_of_clients_share_one_connection() {
+    let name = database("notify_many");
+    let ambassador = ambassador(2);
+    let mut clients: Vec<Client> = (0..60).map(|_| login(ambassador.port, &name)).collect();
+    for (at, client) in clients.iter_mut().enumerate() {
+        let sql: Vec<String> = (0..50).map(|i| format!("listen c_{at}_{i}")).collect();
+        client.query(&sql.join("; "));
+    }
+    let mut other = login(ambassador.port, &name);
+    for at in 0..clients.len() {
+        other.query(&format!("notify c_{at}_49, '{at}'"));
+    }
+    for (at, client) in clients.iter_mut().enumerate() {
+        assert_eq!(next(client), (format!("c_{at}_49"), at.to_string()));
+    }
+    let mut direct = login(shared().port(), "postgres");
+    let backends = direct.value(&format!(
+        "select count(*) from pg_stat_activity where datname = '{name}' and backend_type = 'client backend'"
+    ));
+    assert!(backends.parse::<u32>().unwrap() <= 3, "{backends} backends");
+}
+
+#[test]
+fn a_listen_that_only_a_function_knows_of_keeps_its_server_and_works() {
+    let name = database("notify_hidden");
+    let ambassador = ambassador(2);
+    let (mut one, mut other) = (login(ambassador.port, &name), login(ambassador.port, &name));
+    one.query("do $$ begin execute 'listen hidden'; end $$");
+    wait_until("it keeps its server", || ambassador.show("PINS").len() == 1);
+    other.query("notify hidden, 'x'");
+    assert_eq!(next(&mut one), ("hidden".into(), "x".into()));
+    one.query("unlisten *");
+    wait_until("it gives it back", || ambassador.show("PINS").is_empty());
+}
+
+#[test]
+fn a_listener_that_leaves_listens_to_nothing_any_more() {
+    let name = database("notify_left");
+    let ambassador = ambassador(1);
+    for _ in 0..3 {
+        let mut one = login(ambassador.port, &name);
+        one.query("listen gone");
+        one.send(&message(b'X', b""));
+    }
+    wait_until("nobody listens", || ambassador.metric("pg_ambassador_listening_clients") == 0.0);
+    assert_eq!(login(ambassador.port, &name).value("select count(*) from pg_listening_channels()"), "0");
+}
