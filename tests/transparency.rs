@@ -24,7 +24,7 @@ fn login(port: u16, database: &str, more: &[(&str, &str)]) -> Client {
 fn same_as_direct(name: &str, startup: &[(&str, &str)], steps: &[&str]) {
     // Locks belong to a database: each way has its own.
     let (name, direct) = (database(name), database(&format!("{name}_direct")));
-    let pooled = ambassador(2);
+    let pooled = ambassador(4);
     let mut direct = login(shared().port(), &direct, startup);
     let mut through = login(pooled.port, &name, startup);
     // It has settings of its own, so that those of the other have to be taken back and set again each time.
@@ -450,4 +450,53 @@ fn a_transaction_that_begins_late_is_the_same_as_one_that_begins_at_once() {
             "abort",
         ],
     );
+}
+
+#[test]
+fn sequences_stand_where_their_client_has_left_them() {
+    same_as_direct(
+        "transparent_sequences",
+        &[],
+        &[
+            "create sequence s; create sequence r",
+            "select currval('s')",
+            "select lastval()",
+            "select nextval('s')",
+            "select currval('s'), lastval()",
+            "select nextval('r')",
+            "select nextval('s')",
+            "select currval('r'), currval('s'), lastval()",
+            "select setval('r', 99)",
+            "select currval('r')",
+            "create table t (id serial, x int)",
+            "insert into t (x) values (1)",
+            "select lastval(), currval('t_id_seq')",
+            "discard sequences",
+            "select lastval()",
+        ],
+    );
+}
+
+#[test]
+fn a_server_that_is_kept_for_its_sequences_goes_to_whoever_needs_it() {
+    let name = database("transparent_yield");
+    let ambassador = ambassador(2);
+    let mut direct = login(shared().port(), &name, &[]);
+    direct.query("create sequence s");
+    let mut clients: Vec<Client> = (0..8).map(|_| login(ambassador.port, &name, &[])).collect();
+    for round in 0..3 {
+        for client in &mut clients {
+            client.query("select nextval('s')");
+            assert_eq!(client.value("select 1"), "1", "round {round}");
+        }
+    }
+    // Nobody is shown where another has left a sequence.
+    let mut stranger = login(ambassador.port, &name, &[]);
+    let error = stranger.try_query("select currval('s')").unwrap_err();
+    assert_eq!(error.code(), "55000");
+    let error = stranger.try_query("select lastval()").unwrap_err();
+    assert_eq!(error.code(), "55000");
+    let backends = direct
+        .value(&format!("select count(*) from pg_stat_activity where datname = '{name}' and pid <> pg_backend_pid()"));
+    assert!(backends.parse::<u32>().unwrap() <= 2, "{backends}");
 }

@@ -1,5 +1,6 @@
 //! What others may know of a client while its own task serves it: the consoles, cancel requests, the drain.
 
+use crate::pool::Keeper;
 use crate::random;
 use crate::server::ServerEntry;
 use crate::server::entry::CancelOnItsWay;
@@ -41,12 +42,14 @@ impl ClientState {
 pub enum Order {
     /// Nothing.
     None = 0,
+    /// Give the server back, if it is only kept because nobody else has needed it.
+    Yield = 1,
     /// Leave the queue for a server: the client cancelled.
-    LeaveQueue = 1,
+    LeaveQueue = 2,
     /// End as soon as no transaction is open.
-    Drain = 2,
+    Drain = 3,
     /// End now.
-    Kill = 3,
+    Kill = 4,
 }
 
 /// The shared part of a client.
@@ -205,20 +208,16 @@ impl ClientEntry {
     pub(super) fn ordered(&self) -> Order {
         match self.order.load(Ordering::Acquire) {
             0 => Order::None,
-            1 => Order::LeaveQueue,
-            2 => Order::Drain,
+            1 => Order::Yield,
+            2 => Order::LeaveQueue,
+            3 => Order::Drain,
             _ => Order::Kill,
         }
     }
 
-    /// The order to leave the queue was carried out, or there was no queue to leave.
-    pub(super) fn left_queue(&self) {
-        let _ = self.order.compare_exchange(
-            Order::LeaveQueue as u8,
-            Order::None as u8,
-            Ordering::AcqRel,
-            Ordering::Relaxed,
-        );
+    /// This order was carried out, or there was nothing to do.
+    pub(super) fn carried_out(&self, order: Order) {
+        let _ = self.order.compare_exchange(order as u8, Order::None as u8, Ordering::AcqRel, Ordering::Relaxed);
     }
 
     /// What a cancel request for this client has to do.
@@ -238,6 +237,12 @@ impl ClientEntry {
     /// Whether this request is still under way.
     pub(super) fn still_runs(&self, request: u64) -> bool {
         self.request.load(Ordering::Acquire) == request
+    }
+}
+
+impl Keeper for ClientEntry {
+    fn give_back(&self) {
+        self.order(Order::Yield);
     }
 }
 

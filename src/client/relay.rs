@@ -12,7 +12,7 @@ use crate::listen::Hubs;
 use crate::net::{Stream, scratch};
 use crate::pool::{Lease, LeaseError, Member, PoolSet, Stats};
 use crate::session::{Interners, Next, Outbound, Parting, Pins, PoolMode, ServerLoss, Session, Violation};
-use crate::wire::{FrameError, Report, SqlState};
+use crate::wire::{FrameError, Report, SqlState, TxStatus};
 use std::future::Future;
 use std::io;
 use std::panic::AssertUnwindSafe;
@@ -109,6 +109,8 @@ pub(super) struct Relay {
     requests: u64,
     /// Why the client keeps its server.
     pins: Pins,
+    /// Somebody needs the server that it only likes to keep: it goes back when what it does now is done.
+    wanted_back: bool,
     timer: Option<Pin<Box<Sleep>>>,
     pub(super) clock: Clock,
     pub(super) tally: Tally,
@@ -227,6 +229,7 @@ impl Relay {
             held_back: false,
             requests: 0,
             pins: Pins::NONE,
+            wanted_back: false,
             timer: None,
             clock: Clock { heard: Some(Instant::now()), ..Clock::default() },
             tally: Tally::default(),
@@ -292,8 +295,24 @@ impl Relay {
     fn carry_out(&mut self, order: Order) -> Result<(), Stop> {
         match order {
             Order::None => Ok(()),
+            Order::Yield => {
+                self.listed.entry.carried_out(order);
+                if let Server::Leased(lease) = &mut self.server {
+                    let pool = Arc::clone(lease.pool());
+                    let quiet = lease.output.is_empty() && lease.input.is_empty();
+                    if quiet && self.session.tx() == TxStatus::Idle && lease.side.yields() {
+                        self.pins_are(Pins::NONE);
+                        let now = self.clock.now();
+                        self.release(now);
+                    } else {
+                        self.wanted_back = self.pins.are_soft();
+                    }
+                    pool.keeper_has_answered();
+                }
+                Ok(())
+            }
             Order::LeaveQueue => {
-                self.listed.entry.left_queue();
+                self.listed.entry.carried_out(order);
                 if matches!(self.server, Server::Waiting(_)) {
                     let report =
                         Report::as_postgres(SqlState::QUERY_CANCELED, "canceling statement due to user request");
@@ -483,11 +502,17 @@ impl Relay {
                 Report::ours(SqlState::ACTIVE_TRANSACTION, "transaction blocks not allowed in statement pooling mode");
             return Err(Stop::Fatal(report));
         }
-        let parting = if lease.output.is_empty() && lease.input.is_empty() {
+        let mut parting = if lease.output.is_empty() && lease.input.is_empty() {
             self.session.parting(&self.upstream.interners, &mut lease.side)
         } else {
             Parting::Stay
         };
+        if self.wanted_back && parting == Parting::Stay && !lease.side.tx().is_open() {
+            self.wanted_back = false;
+            if lease.output.is_empty() && lease.side.yields() {
+                parting = Parting::Part;
+            }
+        }
         if parting == Parting::Ask {
             let mut question = Vec::new();
             self.session.ask(&mut lease.side, &mut Outbound::new(&[], &mut question));
@@ -564,6 +589,11 @@ impl Relay {
             tracing::info!(client, server, reason = %pins, "a client keeps its server");
         }
         lease.pool().stats.count_pins(self.pins, pins);
+        if pins.are_soft() {
+            lease.pool().is_kept(Arc::clone(&self.listed.entry) as _, client);
+        } else if self.pins.are_soft() {
+            lease.pool().is_kept_no_more(client);
+        }
         self.listed.entry.set_pins(pins);
         self.pins = pins;
     }
@@ -571,6 +601,9 @@ impl Relay {
     /// The server that the client kept is gone.
     fn unpin(&mut self) {
         if !self.pins.is_none() {
+            if let Server::Leased(lease) = &self.server {
+                lease.pool().is_kept_no_more(self.listed.entry.id);
+            }
             self.pins = Pins::NONE;
             self.listed.entry.set_pins(Pins::NONE);
         }
@@ -597,7 +630,7 @@ impl Relay {
         );
         lease.pool().stats.count_lost();
         // What could not follow it to another server is gone with this one: it must not go on as if it were not.
-        let state = !lease.side.pins().is_none();
+        let state = !lease.side.pins().is_none() && !lease.side.pins().are_soft();
         let close = state || self.session.mode() == PoolMode::Session || self.upstream.limits.close_on_server_loss;
         let told = if close {
             ServerLoss::Broken
@@ -929,6 +962,9 @@ impl Relay {
         let mid_frame = match std::mem::replace(&mut self.server, Server::None) {
             Server::None | Server::Waiting(_) => false,
             Server::Leased(lease) => {
+                if !self.pins.is_none() {
+                    lease.pool().is_kept_no_more(self.listed.entry.id);
+                }
                 let mid_frame = lease.side.is_mid_frame();
                 let left = matches!(stop, Stop::Client(End::Left));
                 let mode = self.session.mode();

@@ -10,6 +10,7 @@ mod backoff;
 pub mod directory;
 mod error;
 mod gate;
+mod keepers;
 mod node;
 mod poolset;
 mod stats;
@@ -17,6 +18,7 @@ mod stats;
 pub use directory::{Database, DatabaseConfig, Directory, DirectoryConfig, UserConfig};
 pub use error::LeaseError;
 pub use gate::GateState;
+pub use keepers::Keeper;
 pub use node::Node;
 pub use poolset::{Full, Member, PoolSet};
 pub use stats::{Stats, Totals};
@@ -109,6 +111,7 @@ pub struct Pool {
     /// The number of seats it is to have as soon as that is possible.
     postponed_size: Mutex<Option<usize>>,
     paranoid: bool,
+    keepers: keepers::Keepers,
     /// Somebody has ever been served: the server side of this pool works, or did.
     pub proven: AtomicBool,
 }
@@ -322,6 +325,7 @@ impl Pool {
             telemetry,
             shrunk: Mutex::new(None),
             postponed_size: Mutex::new(None),
+            keepers: keepers::Keepers::default(),
             paranoid: config.paranoid,
             config: RwLock::new(Arc::new(config)),
             proven: AtomicBool::new(false),
@@ -386,6 +390,12 @@ impl Pool {
                 if self.gate.state() == GateState::Disabled {
                     return Err(LeaseError::Disabled(self.name.clone()));
                 }
+            }
+            if self.is_full()
+                && self.keepers.ask_one().await
+                && let Some(lease) = self.try_lease(client, Instant::now())
+            {
+                return Ok(lease);
             }
             let Ok(mut seat) = self.seats.get().await else { return Err(LeaseError::Closed) };
             let server = seat.0.take();
@@ -645,6 +655,31 @@ impl Pool {
         }
     }
 
+    /// Whether all connections that there may be are in use.
+    fn is_full(&self) -> bool {
+        let status = self.seats.status();
+        status.available == 0 && status.size >= status.max_size
+    }
+
+    /// A client keeps a connection that it gives back as soon as it is asked.
+    pub fn is_kept(&self, keeper: Arc<dyn Keeper>, client: u64) {
+        self.keepers.add(keeper, client);
+        // Somebody may be waiting for it already.
+        if self.seats.status().waiting > 0 {
+            self.keepers.ask_all();
+        }
+    }
+
+    /// It does not any more.
+    pub fn is_kept_no_more(&self, client: u64) {
+        self.keepers.remove(client);
+    }
+
+    /// A client that was asked has given its connection back, or could not.
+    pub fn keeper_has_answered(&self) {
+        self.keepers.answered();
+    }
+
     /// Why there was no connection after so long a wait.
     pub fn timed_out(&self, waited: Duration) -> LeaseError {
         self.stats.count_timeout();
@@ -723,6 +758,9 @@ impl Pool {
     /// Opens or closes the pool for new leases. While it is not open its idle connections are closed.
     pub fn set_gate(&self, state: GateState) {
         self.gate.set(state);
+        if !self.gate.is_open() {
+            self.keepers.ask_all();
+        }
         self.drop_idle_unless_open();
     }
 

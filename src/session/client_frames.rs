@@ -1,7 +1,7 @@
 //! The client's frames: what each needs, what it leaves in the queue of owed replies, and how it goes on.
 
 use super::pipeline::{Copy, Kind, Note, Owed};
-use super::prepared::{Lookup, PREFIX, Presence, Statement};
+use super::prepared::{Lookup, Own, PREFIX, Presence, Statement};
 use super::{
     Body, End, Interners, Next, Orphan, Outbound, ServerSide, Session, Taken, Unnamed, Violation, WHOLE_FRAME,
 };
@@ -379,7 +379,7 @@ impl Session {
                 if analysis.effects.has(Effects::LOOKING) {
                     self.hide_others(server, to_server);
                 }
-                self.will_run(analysis.effects, cut.body(input), server);
+                self.will_run(analysis.effects, cut.body(input), server, to_server);
                 let mut owed = Owed::forward(Kind::Query { commits: analysis.commits });
                 // A simple query drops the unnamed statement, wherever it was made; unless it is skipped, and with it what
                 // would have made or dropped one before it.
@@ -615,7 +615,7 @@ impl Session {
             {
                 return Ok(Fare::Wait(Next::Channels));
             }
-            self.bound(analysis, text.as_deref().unwrap_or_default(), body, server);
+            self.bound(analysis, text.as_deref().unwrap_or_default(), body, server, to_server);
         } else {
             match self.prepared.look_up(bind.statement, self.batch) {
                 Lookup::Known(name, statement) => {
@@ -634,7 +634,7 @@ impl Session {
                     if statement.analysis.effects.has(Effects::LOOKING) {
                         self.hide_others(server, to_server);
                     }
-                    self.bound(statement.analysis, &statement.query, body, server);
+                    self.bound(statement.analysis, &statement.query, body, server, to_server);
                     rename_bind(cut, bind, &statement.name, to_server);
                     server.pipeline.push(owed);
                     to_server.pass(cut.start + HEADER + bind.names_len..cut.end);
@@ -661,9 +661,16 @@ impl Session {
 
     /// What is bound will be run: what it may leave behind counts from here.
     #[inline]
-    fn bound(&mut self, analysis: Analysis, text: &[u8], body: &[u8], server: &mut ServerSide) {
+    fn bound(
+        &mut self,
+        analysis: Analysis,
+        text: &[u8],
+        body: &[u8],
+        server: &mut ServerSide,
+        to_server: &mut Outbound<'_>,
+    ) {
         self.counts.binds += 1;
-        self.will_run(analysis.effects, text, server);
+        self.will_run(analysis.effects, text, server, to_server);
         if analysis.effects.has(NAMING) {
             server.note_values(body);
         }
@@ -674,11 +681,33 @@ impl Session {
     /// A statement is on its way: what it may leave behind counts from here. Its text may have a terminator, and
     /// something else behind that.
     #[inline]
-    fn will_run(&mut self, effects: Effects, text: &[u8], server: &mut ServerSide) {
+    fn will_run(&mut self, effects: Effects, text: &[u8], server: &mut ServerSide, to_server: &mut Outbound<'_>) {
+        if effects.has(Effects::ASKING.and(Effects::SEQUENCE).and(Effects::INSERTING)) {
+            self.concerns_sequences(effects, server, to_server);
+        }
         if effects.has(NAMING.and(Effects::PREPARE).and(Effects::EXECUTE)) {
             self.will_run_with_names(effects, text, server);
         }
         server.soil(effects);
+    }
+
+    /// A statement is about to be sent that moves sequences or asks where they stand.
+    ///
+    /// Where they stand in a session nobody can ask, so a client that has moved some keeps its server for as long as
+    /// nobody else needs it. For one that has only inserted rows that is done once it has shown that it asks.
+    fn concerns_sequences(&mut self, effects: Effects, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
+        if effects.has(Effects::ASKING) {
+            self.asks_sequences = true;
+            if server.sequences_of_another && server.pipeline.tx != TxStatus::Failed {
+                // An honest error instead of somebody else's number.
+                server.run_in_front(Own::Forget, "discard sequences", None, to_server);
+            }
+            server.sequences_of_another = false;
+        } else if effects.has(Effects::SEQUENCE) || self.asks_sequences {
+            // What it asks for from now on is its own.
+            server.sequences_of_another = false;
+            server.dirty = server.dirty.and(Effects::SEQUENCE);
+        }
     }
 
     /// The same for one that may set settings which have to be asked for by name.

@@ -160,31 +160,43 @@ impl Session {
     /// Puts the BEGIN in front of the first statement. It goes by the extended protocol: should the server refuse it, it
     /// skips what comes behind.
     pub(super) fn begin_on(deferred: &Deferred, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
-        let out = to_server.edit();
-        let name = match &deferred.text {
-            None => Own::Begin.name(),
-            Some(_) => String::new(),
-        };
         match &deferred.text {
-            None if server.prepared.has_own(Own::Begin) => {}
-            None => {
-                reply::parse(out, name.as_bytes(), b"begin", &[0, 0]);
-                server.prepared.own |= Own::Begin.bit();
-                server.pipeline.push(Owed::swallow(Kind::Parse).with(Note::OwnMade(Own::Begin)));
-            }
+            None => server.run_in_front(Own::Begin, "begin", Some(Note::Begun), to_server),
             Some(text) => {
-                reply::parse(out, b"", text, &[0, 0]);
+                reply::parse(to_server.edit(), b"", text, &[0, 0]);
                 server.unnamed = Some(NOBODY);
                 server.pipeline.push(Owed::swallow(Kind::Parse));
+                server.execute_in_front("", Some(Note::Begun), to_server);
             }
         }
+    }
+}
+
+impl ServerSide {
+    /// Runs a statement of ours in front of the client's next message, which is skipped should ours fail.
+    pub(super) fn run_in_front(&mut self, own: Own, text: &str, note: Option<Note>, to_server: &mut Outbound<'_>) {
+        let name = own.name();
+        if !self.prepared.has_own(own) {
+            reply::parse(to_server.edit(), name.as_bytes(), text.as_bytes(), &[0, 0]);
+            self.prepared.own |= own.bit();
+            self.pipeline.push(Owed::swallow(Kind::Parse).with(Note::OwnMade(own)));
+        }
+        self.execute_in_front(&name, note, to_server);
+    }
+
+    fn execute_in_front(&mut self, name: &str, note: Option<Note>, to_server: &mut Outbound<'_>) {
+        let out = to_server.edit();
         reply::bind_text(out, name.as_bytes(), &[]);
-        server.pipeline.push(Owed::swallow(Kind::Bind));
+        self.pipeline.push(Owed::swallow(Kind::Bind));
         reply::execute(out);
-        server.pipeline.push(Owed::swallow(Kind::Execute { commits: false }).with(Note::Begun));
+        let owed = Owed::swallow(Kind::Execute { commits: false });
+        self.pipeline.push(match note {
+            Some(note) => owed.with(note),
+            None => owed,
+        });
         // The client must not find a portal that it has not made.
         reply::close_portal(out);
-        server.pipeline.push(Owed::swallow(Kind::Close));
+        self.pipeline.push(Owed::swallow(Kind::Close));
     }
 }
 

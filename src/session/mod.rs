@@ -72,6 +72,8 @@ pub struct Session {
     channels: Option<Box<channels::Channels>>,
     /// UNLISTENs of this batch.
     marks: usize,
+    /// It has asked where sequences stand.
+    asks_sequences: bool,
     /// A ReadyForQuery was held back.
     held_ready: bool,
     prepared: ClientPrepared,
@@ -201,6 +203,10 @@ pub struct ServerSide {
     too_many_names: bool,
     /// It listens to channels, and need not any more.
     listens: bool,
+    /// The client that has it, or had it last.
+    user: u64,
+    /// Another client had it before, and where sequences stand there may be that one's doing.
+    sequences_of_another: bool,
     /// The role that logged in.
     login_user: Box<str>,
     body: Option<Body>,
@@ -306,6 +312,7 @@ impl Session {
             resets: false,
             channels: None,
             marks: 0,
+            asks_sequences: false,
             held_ready: false,
             prepared: ClientPrepared::default(),
             unnamed: None,
@@ -394,6 +401,8 @@ impl ServerSide {
             custom_names: Vec::new(),
             too_many_names: false,
             listens: false,
+            user: 0,
+            sequences_of_another: false,
             body: None,
             prepared_limit,
         }
@@ -473,6 +482,8 @@ impl ServerSide {
         self.custom_names = Vec::new();
         self.too_many_names = false;
         self.listens = false;
+        self.user = 0;
+        self.sequences_of_another = false;
     }
 
     /// A ReadyForQuery of an exchange of our own was read, outside [`Session::on_server`].

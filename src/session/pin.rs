@@ -116,6 +116,11 @@ impl Pins {
         pins
     }
 
+    /// Whether they are all of a kind that is given up as soon as another client needs the server.
+    pub fn are_soft(self) -> bool {
+        self.0 == Pin::Sequence.bit()
+    }
+
     /// All of both.
     #[must_use]
     pub fn and(self, other: Self) -> Self {

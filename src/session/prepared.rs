@@ -322,6 +322,8 @@ pub(super) enum Own {
     Restore,
     /// BEGIN without any modes.
     Begin,
+    /// Forgets where the sequences stand.
+    Forget,
 }
 
 impl Own {
@@ -334,6 +336,7 @@ impl Own {
             Self::Ask => 1 << (Self::MOST + 1),
             Self::Restore => 1 << (Self::MOST + 2),
             Self::Begin => 1 << (Self::MOST + 3),
+            Self::Forget => 1 << (Self::MOST + 4),
         }
     }
 
@@ -344,6 +347,7 @@ impl Own {
             Self::Ask => format!("{PREFIX}ask"),
             Self::Restore => format!("{PREFIX}restore"),
             Self::Begin => format!("{PREFIX}begin"),
+            Self::Forget => format!("{PREFIX}forget"),
         }
     }
 }
@@ -487,7 +491,7 @@ impl ServerPrepared {
 
     /// Statements for our own purposes that it has, or will have.
     pub(super) fn owned(&self) -> impl Iterator<Item = Own> {
-        let all = (1..=Own::MOST).map(Own::Set).chain([Own::Ask, Own::Restore, Own::Begin]);
+        let all = (1..=Own::MOST).map(Own::Set).chain([Own::Ask, Own::Restore, Own::Begin, Own::Forget]);
         all.filter(|own| self.has_own(*own))
     }
 

@@ -57,6 +57,10 @@ impl Session {
         if !server.settings.same(&self.settings) {
             self.replay_settings(server, to_server);
         }
+        if server.user != self.id {
+            server.user = self.id;
+            server.sequences_of_another = true;
+        }
         if let Some(deferred) = self.deferred.take() {
             Self::begin_on(&deferred, server, to_server);
         }

@@ -50,6 +50,10 @@ pub(super) const QUESTION: &str = "\
     and exists (select from pg_catalog.pg_locks where locktype operator(pg_catalog.=) 'advisory' \
     and pid operator(pg_catalog.=) pg_catalog.pg_backend_pid())";
 
+/// Effects that matter only when the statement is sent.
+const PASSING: Effects =
+    Effects::LOOKING.and(Effects::NOTIFY).and(Effects::ASKING).and(Effects::INSERTING).and(Effects::SEQUENCE);
+
 /// How often a question is asked again that the server did not answer.
 const TRIES: u8 = 3;
 /// A row of an answer is a setting and its value. Who sets a longer one keeps the server.
@@ -143,6 +147,9 @@ impl Session {
             self.learn(shared, server, *findings);
         }
         server.pins = server.pins.and(Pins::of_lasting(server.dirty));
+        if server.dirty.has(Effects::SEQUENCE.and(Effects::FORGETTING)) {
+            server.pins.set(Pin::Sequence, !server.dirty.has(Effects::FORGETTING));
+        }
         if server.topics() != 0 || server.listens {
             return Parting::Ask;
         }
@@ -289,7 +296,20 @@ impl ServerSide {
     /// Notes what a message that is on its way may leave behind.
     #[inline]
     pub(super) fn soil(&mut self, effects: Effects) {
-        self.dirty = self.dirty.and(effects).and(self.unanswered);
+        self.dirty = self.dirty.and(effects.without(PASSING)).and(self.unanswered);
+    }
+
+    /// Gives up what its client only likes to keep. True if the server may go now.
+    pub fn yields(&mut self) -> bool {
+        let mut rest = self.pins;
+        rest.set(Pin::Sequence, false);
+        let may = self.pins.has(Pin::Sequence) && rest.is_none() && self.dirty.is_none() && self.is_free();
+        if may && self.findings.is_none() {
+            self.pins = rest;
+            self.sequences_of_another = true;
+            return true;
+        }
+        false
     }
 
     /// Why it stays with its client.

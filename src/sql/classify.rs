@@ -54,6 +54,12 @@ impl Effects {
 
     /// NOTIFY, or `pg_notify()`.
     pub const NOTIFY: Self = Self(1 << 16);
+    /// Asks where sequences stand in this session: `currval()`, `lastval()`.
+    pub const ASKING: Self = Self(1 << 17);
+    /// Makes the session forget that: DISCARD SEQUENCES or ALL.
+    pub const FORGETTING: Self = Self(1 << 18);
+    /// May move a sequence without saying so: INSERT and its like.
+    pub const INSERTING: Self = Self(1 << 19);
 
     /// Effects that only the server itself can say the outcome of.
     pub const ASKED: Self = Self(
@@ -196,7 +202,11 @@ impl Folded {
 }
 
 /// Words of interest within a statement, and what they may leave behind.
-const TELLING: [(&[u8], Effects); 21] = [
+const TELLING: [(&[u8], Effects); 25] = [
+    (b"currval", Effects::ASKING),
+    (b"lastval", Effects::ASKING),
+    (b"insert", Effects::INSERTING),
+    (b"merge", Effects::INSERTING),
     (b"pg_notify", Effects::NOTIFY),
     (b"pg_prepared_statements", Effects::LOOKING),
     (b"pg_prepared_statement", Effects::LOOKING),
@@ -305,13 +315,18 @@ fn statement(first: Token<'_>, lexer: &mut Lexer<'_>, analysis: &mut Analysis) -
         b"load" => add(Effects::LOAD),
         b"discard" => {
             add(Effects::DISCARD);
-            if next_word(&mut lexer.clone()).get() == b"all" {
-                add(Effects::RESET);
+            match next_word(&mut lexer.clone()).get() {
+                b"all" => add(Effects::RESET.and(Effects::FORGETTING)),
+                b"sequences" => add(Effects::FORGETTING),
+                _ => {}
             }
         }
         // Their text is a string: whatever stands in it may be run.
         b"do" | b"call" => add(Effects::UNKNOWN),
-        b"copy" => analysis.copies = true,
+        b"copy" => {
+            analysis.copies = true;
+            add(Effects::INSERTING);
+        }
         _ => {}
     }
     body(first, lexer, analysis);
@@ -417,7 +432,8 @@ mod tests {
             ("select * from pg_catalog.pg_prepared_statements", Effects::LOOKING),
             ("drop table t", Effects::ENDING),
             ("close all", Effects::ENDING),
-            ("discard all", Effects::DISCARD.and(Effects::RESET)),
+            ("discard all", Effects::DISCARD.and(Effects::RESET).and(Effects::FORGETTING)),
+            ("select currval('s'), lastval()", Effects::ASKING),
             ("with x as (select pg_advisory_lock(1)) select * from x", Effects::ADVISORY),
             ("select pg_try_advisory_lock_shared(1)", Effects::ADVISORY),
             ("select pg_advisory_unlock_all()", Effects::ADVISORY),
