@@ -22,9 +22,12 @@ fn login(port: u16, database: &str, more: &[(&str, &str)]) -> Client {
 /// Runs each step directly and through an ambassador, on one server that another client uses between any two of them,
 /// and compares every byte of the answers.
 fn same_as_direct(name: &str, startup: &[(&str, &str)], steps: &[&str]) {
+    same_through(&ambassador(4), name, startup, steps);
+}
+
+fn same_through(pooled: &Ambassador, name: &str, startup: &[(&str, &str)], steps: &[&str]) {
     // Locks belong to a database: each way has its own.
     let (name, direct) = (database(name), database(&format!("{name}_direct")));
-    let pooled = ambassador(4);
     let mut direct = login(shared().port(), &direct, startup);
     let mut through = login(pooled.port, &name, startup);
     // It has settings of its own, so that those of the other have to be taken back and set again each time.
@@ -32,7 +35,7 @@ fn same_as_direct(name: &str, startup: &[(&str, &str)], steps: &[&str]) {
     for (at, step) in steps.iter().enumerate() {
         let [expected, found] = [&mut direct, &mut through]
             .map(|c| c.exchange(&query(step)).into_iter().map(Message::without_oids).collect::<Vec<_>>());
-        assert_eq!(found, expected, "step {at}: {step}");
+        assert_eq!(found, expected, "step {at}: {step}\n{}", pooled.log());
         assert_eq!(
             other.value("select current_setting('application_name') || current_setting('TimeZone')"),
             "otherAsia/Tokyo"
@@ -454,7 +457,10 @@ fn a_transaction_that_begins_late_is_the_same_as_one_that_begins_at_once() {
 
 #[test]
 fn sequences_stand_where_their_client_has_left_them() {
-    same_as_direct(
+    // Not in paranoid mode: a server that is being looked at is one less, and then the others are asked for.
+    let pooled = Ambassador::start(&[url(shared()).as_str(), "--pool-size", "4"]);
+    same_through(
+        &pooled,
         "transparent_sequences",
         &[],
         &[
@@ -499,4 +505,59 @@ fn a_server_that_is_kept_for_its_sequences_goes_to_whoever_needs_it() {
     let backends = direct
         .value(&format!("select count(*) from pg_stat_activity where datname = '{name}' and pid <> pg_backend_pid()"));
     assert!(backends.parse::<u32>().unwrap() <= 2, "{backends}");
+}
+
+#[test]
+fn f32_an_idle_transaction_without_a_server_ends_when_its_client_has_said_so() {
+    let ambassador = ambassador(1);
+    for set in [true, false] {
+        let options: &[(&str, &str)] =
+            if set { &[] } else { &[("options", "-c idle_in_transaction_session_timeout=50ms")] };
+        let mut client = login(ambassador.port, "postgres", options);
+        if set {
+            client.query("set idle_in_transaction_session_timeout = 50");
+        }
+        assert_eq!(client.value("select 1"), "1");
+        client.query("begin");
+        let end = client.read().unwrap();
+        assert_eq!((end.tag, end.code().as_str()), (b'E', "25P03"), "{end:?}");
+        assert!(client.is_closed());
+    }
+}
+
+#[test]
+fn sql_finds_the_statements_that_were_prepared_by_the_protocol() {
+    let ambassador = ambassador(1);
+    let (mut one, mut two) = (Client::new(ambassador.port), Client::new(ambassador.port));
+    for client in [&mut one, &mut two] {
+        client.exchange(&[parse("S 1", "select $1::int * 2"), parse("plain", "select 7"), sync()].concat());
+    }
+    assert_eq!(one.value("execute \"S 1\" (21)"), "42");
+    assert_eq!(two.value("select 2"), "2", "another in between");
+    assert_eq!(one.value("EXECUTE plain"), "7");
+    one.query("deallocate \"S 1\"");
+    assert_eq!(one.try_query("execute \"S 1\" (21)").unwrap_err().code(), "26000");
+    assert_eq!(one.try_query("deallocate \"S 1\"").unwrap_err().code(), "26000");
+    one.query("begin; select 1");
+    one.query("DEALLOCATE PREPARE plain;");
+    one.query("rollback");
+    let answer = one.exchange(&[bind("", "plain", &[]), execute("", 0), sync()].concat());
+    assert_eq!(answer[0].code(), "26000");
+    assert_eq!(two.value("execute \"S 1\" (4)"), "8");
+    // The same with a server at hand and without.
+    one.exchange(&[parse("plain", "select 8"), sync()].concat());
+    assert_eq!(one.value("execute plain"), "8");
+}
+
+#[test]
+fn one_statement_in_many_traces_is_prepared_once() {
+    let ambassador = ambassador(1);
+    let mut client = Client::new(ambassador.port);
+    for i in 0..20 {
+        let sql = format!("select 1 /*traceparent='00-{i:032x}-{i:016x}-01'*/");
+        let name = format!("s{i}");
+        client.exchange(&[parse(&name, &sql), bind("", &name, &[]), execute("", 0), sync()].concat());
+    }
+    wait_until("the counts are in", || ambassador.metric("pg_ambassador_client_parses_total") == 20.0);
+    assert_eq!(ambassador.metric("pg_ambassador_server_parses_total"), 1.0);
 }

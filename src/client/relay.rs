@@ -556,13 +556,17 @@ impl Relay {
             self.stats().record_transaction(now.saturating_duration_since(since));
         }
         let counts = self.session.take_counts();
+        let server_parses = match &mut self.server {
+            Server::Leased(lease) => lease.side.take_parses(),
+            Server::None | Server::Waiting(_) => 0,
+        };
         self.stats().add(&crate::pool::Totals {
             queries,
             transactions: 1,
             received: tally.received,
             sent: tally.sent,
             client_parses: counts.client_parses,
-            server_parses: counts.server_parses,
+            server_parses,
             binds: counts.binds,
             ..Default::default()
         });
@@ -775,6 +779,9 @@ impl Relay {
             }
         }
         if !answer.is_empty() {
+            if self.session.is_deferred() {
+                self.clock.heard = Some(self.clock.now());
+            }
             self.tally.sent += answer.len() as u64;
             if self.output.is_empty() {
                 write_or_keep(&mut self.stream, cx, [answer, &[]], &mut self.output)?;
@@ -847,7 +854,8 @@ impl Relay {
     #[inline]
     fn next_deadline(&self) -> Option<Instant> {
         let limits = &self.upstream.limits;
-        if self.clock.stalled.is_none() && self.clock.waiting.is_none() && !limits.any {
+        let deferred = self.session.is_deferred();
+        if self.clock.stalled.is_none() && self.clock.waiting.is_none() && !limits.any && !deferred {
             return None;
         }
         let mut next: Option<Instant> = None;
@@ -864,6 +872,9 @@ impl Relay {
         if !self.clock.told {
             at(self.clock.waiting, limits.notice_after);
         }
+        if deferred && self.clock.waiting.is_none() {
+            at(self.clock.heard, self.idle_transaction_limit());
+        }
         if limits.any {
             at(self.clock.request, limits.query);
             at(self.clock.transaction, limits.transaction);
@@ -875,6 +886,11 @@ impl Relay {
             }
         }
         next
+    }
+
+    /// How long a transaction that holds no server may be idle: as long as the client has told its server to let it be.
+    fn idle_transaction_limit(&self) -> Duration {
+        self.session.idle_transaction_limit().unwrap_or_default()
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {
@@ -925,13 +941,16 @@ impl Relay {
         if is_up(self.clock.transaction, limits.transaction) {
             return Err(Stop::Fatal(Report::ours(SqlState::IDLE_IN_TRANSACTION_TIMEOUT, "transaction timeout")));
         }
+        if self.session.is_deferred()
+            && self.clock.waiting.is_none()
+            && is_up(self.clock.heard, self.idle_transaction_limit())
+        {
+            return Err(Stop::Fatal(idle_in_transaction()));
+        }
         if self.clock.request.is_none() && self.clock.waiting.is_none() {
             if self.session.tx().is_open() {
                 if is_up(self.clock.heard, limits.idle_transaction) {
-                    return Err(Stop::Fatal(Report::as_postgres(
-                        SqlState::IDLE_IN_TRANSACTION_TIMEOUT,
-                        "terminating connection due to idle-in-transaction timeout",
-                    )));
+                    return Err(Stop::Fatal(idle_in_transaction()));
                 }
             } else if is_up(self.clock.heard, limits.client_idle) {
                 return Err(Stop::Fatal(Report::as_postgres(
@@ -1031,6 +1050,11 @@ fn protocol_error(violation: Violation) -> Stop {
 
 fn shutdown() -> Report {
     Report::as_postgres(SqlState::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
+}
+
+fn idle_in_transaction() -> Report {
+    let words = "terminating connection due to idle-in-transaction timeout";
+    Report::as_postgres(SqlState::IDLE_IN_TRANSACTION_TIMEOUT, words)
 }
 
 fn lost(error: Option<&io::Error>) -> Report {

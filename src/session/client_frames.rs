@@ -183,7 +183,9 @@ impl Session {
                 if cut.tag == FrontendTag::Query && self.analysed.is_none() {
                     let text = frontend::query(cut.body(input));
                     let analysis = self.analyse(cut, text);
-                    if self.answer_control(text, &analysis, to_client) {
+                    if self.answer_control(text, &analysis, to_client)
+                        || self.answer_deallocate(text, &analysis, to_client)
+                    {
                         return Ok(Fare::Done);
                     }
                     self.analysed = Some(analysis);
@@ -379,6 +381,15 @@ impl Session {
                 if analysis.effects.has(Effects::LOOKING) {
                     self.hide_others(server, to_server);
                 }
+                if analysis.effects.has(REFERRING) && analysis.statements == 1 {
+                    let text = frontend::query(cut.body(input));
+                    if let Some(fare) = self.refer(shared, cut, text, server, to_server, to_client) {
+                        if matches!(fare, Fare::Wait(_)) {
+                            self.analysed = Some(analysis);
+                        }
+                        return Ok(fare);
+                    }
+                }
                 self.will_run(analysis.effects, cut.body(input), server, to_server);
                 let mut owed = Owed::forward(Kind::Query { commits: analysis.commits });
                 // A simple query drops the unnamed statement, wherever it was made; unless it is skipped, and with it what
@@ -528,6 +539,9 @@ impl Session {
             return Fare::Done;
         }
         self.counts.client_parses += 1;
+        // What is the same but for the trace it is run in is one statement.
+        let query = sql::without_trace(parse.query, self.standard_strings).unwrap_or(parse.query);
+        let parse = frontend::Parse { query, ..parse };
         let analyse = || sql::analyse(parse.query, self.standard_strings);
         let statement = if self.is_unsettled(server) {
             shared.statements.private(parse.query, parse.types, analyse())
@@ -545,6 +559,7 @@ impl Session {
             }
             server.make_room(self.batch, to_server);
             reply::parse(to_server.edit(), statement.name.as_bytes(), parse.query, parse.types);
+            server.parses += 1;
             let sent = Some(server.prepared.parse(&statement, self.batch));
             let note = Note::Parsed { name: Some(name), statement, sent };
             server.pipeline.push(Owed::forward(Kind::Parse).with(note));
@@ -748,6 +763,67 @@ impl Session {
         false
     }
 
+    /// A Query that names a statement which the client has prepared by the protocol: on the server it has another name.
+    /// None if it names another.
+    fn refer(
+        &mut self,
+        shared: &Interners,
+        cut: Cut,
+        text: &[u8],
+        server: &mut ServerSide,
+        to_server: &mut Outbound<'_>,
+        to_client: &mut Vec<u8>,
+    ) -> Option<Fare> {
+        let reference = sql::reference(text, self.standard_strings).filter(|_| cut.is_whole())?;
+        // A failed transaction refuses either.
+        let (name, statement) = match self.prepared.look_up(&reference.name, self.batch) {
+            Lookup::Known(name, statement) => (Arc::clone(name), Arc::clone(statement)),
+            Lookup::Undecided if server.will_settle() => return Some(wait_for_quiet(to_server)),
+            Lookup::Undecided | Lookup::Unknown => return None,
+        };
+        if server.will_settle() {
+            return Some(wait_for_quiet(to_server));
+        }
+        if server.pipeline.tx == TxStatus::Failed {
+            return None;
+        }
+        if reference.deallocates {
+            // The server keeps it for others.
+            self.prepared.remove(&name);
+            self.unnamed = None;
+            self.batch = self.batch.wrapping_add(1);
+            self.completed += 1;
+            reply::command_complete(to_client, "DEALLOCATE");
+            reply::ready(to_client, self.tx);
+            return Some(Fare::Done);
+        }
+        let statement = self.current(shared, &name, statement, server)?;
+        if server.prepared.touch(statement.id, self.batch) != Presence::Held {
+            server.make_room(self.batch, to_server);
+            reply::parse(to_server.edit(), statement.name.as_bytes(), &statement.query, &statement.types);
+            server.parses += 1;
+            let sent = Some(server.prepared.parse(&statement, self.batch));
+            let note = Note::Parsed { name: None, statement: Arc::clone(&statement), sent };
+            server.pipeline.push(Owed::behind(Kind::Parse).with(note));
+            reply::sync(to_server.edit());
+            server.pipeline.push(Owed::behind(Kind::Sync));
+        }
+        self.will_run(statement.analysis.effects, &statement.query, server, to_server);
+        let renamed =
+            [&text[..reference.range.start], b"\"", statement.name.as_bytes(), b"\"", &text[reference.range.end..]];
+        reply::request(to_server.edit(), FrontendTag::Query, |body| {
+            body.extend(renamed.concat());
+            body.push(0);
+        });
+        let mut owed = Owed::forward(Kind::Query { commits: false });
+        if self.unnamed.is_some() || server.unnamed.is_some() {
+            owed = owed.with(self.unnamed_dropped(server));
+        }
+        self.batch = self.batch.wrapping_add(1);
+        server.pipeline.push(owed);
+        Some(Fare::Done)
+    }
+
     /// The client is about to look at the prepared statements of its session: those of others and of ours are none of them.
     #[cold]
     fn hide_others(&mut self, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
@@ -949,6 +1025,9 @@ impl Session {
     }
 }
 
+/// Effects of statements that may name a prepared statement.
+const REFERRING: Effects = Effects::EXECUTE.and(Effects::PREPARE);
+
 /// Effects of statements that have to do with notifications.
 const LISTENING: Effects = Effects::LISTEN.and(Effects::UNLISTEN).and(Effects::NOTIFY);
 
@@ -982,6 +1061,7 @@ impl ServerSide {
         }
         self.make_room(batch, to_server);
         reply::parse(to_server.edit(), statement.name.as_bytes(), &statement.query, &statement.types);
+        self.parses += 1;
         let sent = Some(self.prepared.parse(statement, batch));
         let note = Note::Parsed { name: None, statement: Arc::clone(statement), sent };
         self.pipeline.push(Owed::swallow(Kind::Parse).with(note));

@@ -7,11 +7,12 @@ use super::pipeline::{Kind, Note, Owed};
 use super::prepared::{Lookup, Own};
 use super::server_frames::NOBODY;
 use super::{Outbound, PoolMode, ServerSide, Session, Unnamed};
-use crate::sql::{self, Analysis, Command, Control};
+use crate::sql::{self, Analysis, Command, Control, Effects};
 use crate::wire::frame::{self, Frame, HEADER};
 use crate::wire::frontend::{self, Named};
 use crate::wire::{BackendTag, FrontendTag, TxStatus, reply};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A BEGIN that no server has seen.
 #[derive(Debug)]
@@ -38,6 +39,13 @@ impl Session {
     /// The client gets no server for its transaction: there is nothing to begin any more.
     pub(super) fn forget_deferred(&mut self) {
         self.deferred = None;
+    }
+
+    /// The client's own `idle_in_transaction_session_timeout`, as far as it applies while no server can: none if it has set
+    /// none, zero if it has turned it off.
+    pub fn idle_transaction_limit(&self) -> Option<Duration> {
+        self.deferred.as_ref()?;
+        self.settings.get("idle_in_transaction_session_timeout").and_then(duration)
     }
 
     /// What this text begins or ends, if no server is needed to say so.
@@ -74,6 +82,22 @@ impl Session {
         self.unnamed = None;
         self.carry_out(control, text);
         reply::command_complete(to_client, control.tag());
+        self.end_batch_without_server(to_client);
+        true
+    }
+
+    /// Answers a DEALLOCATE of a statement that the client has prepared by the protocol: no server knows its name.
+    pub(super) fn answer_deallocate(&mut self, text: &[u8], analysis: &Analysis, to_client: &mut Vec<u8>) -> bool {
+        if analysis.statements != 1 || !analysis.effects.has(Effects::PREPARE) {
+            return false;
+        }
+        let Some(reference) = sql::reference(text, self.standard_strings).filter(|found| found.deallocates) else {
+            return false;
+        };
+        let Lookup::Known(..) = self.prepared.look_up(&reference.name, self.batch) else { return false };
+        self.prepared.remove(&reference.name);
+        self.unnamed = None;
+        reply::command_complete(to_client, "DEALLOCATE");
         self.end_batch_without_server(to_client);
         true
     }
@@ -170,6 +194,23 @@ impl Session {
             }
         }
     }
+}
+
+/// A duration as PostgreSQL writes settings of this kind: a number, and a unit unless it is milliseconds.
+fn duration(text: &str) -> Option<Duration> {
+    let text = text.trim();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let number: u64 = text[..digits].parse().ok()?;
+    let milliseconds = match text[digits..].trim() {
+        "" | "ms" => number,
+        "us" => number / 1000,
+        "s" => number.checked_mul(1000)?,
+        "min" => number.checked_mul(60_000)?,
+        "h" => number.checked_mul(3_600_000)?,
+        "d" => number.checked_mul(86_400_000)?,
+        _ => return None,
+    };
+    Some(Duration::from_millis(milliseconds))
 }
 
 impl ServerSide {

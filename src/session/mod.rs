@@ -111,8 +111,6 @@ pub struct Session {
 pub struct Counts {
     /// Parse messages of the client that named a statement.
     pub client_parses: u64,
-    /// Parse messages that went to servers.
-    pub server_parses: u64,
     /// Bind messages of the client.
     pub binds: u64,
 }
@@ -212,6 +210,8 @@ pub struct ServerSide {
     body: Option<Body>,
     /// How many prepared statements it may hold.
     prepared_limit: usize,
+    /// Parse messages of named statements since somebody asked.
+    parses: u32,
 }
 
 /// The values of the settings that a server reports, in the order in which it first reported them.
@@ -405,6 +405,7 @@ impl ServerSide {
             sequences_of_another: false,
             body: None,
             prepared_limit,
+            parses: 0,
         }
     }
 
@@ -461,6 +462,11 @@ impl ServerSide {
     /// Something of ours has dropped the unnamed statement, outside [`Session::on_client`].
     pub fn unnamed_was_dropped(&mut self) {
         self.unnamed = None;
+    }
+
+    /// How many Parse messages of named statements it was sent since the last call.
+    pub fn take_parses(&mut self) -> u64 {
+        u64::from(std::mem::take(&mut self.parses))
     }
 
     /// How many prepared statements it holds.

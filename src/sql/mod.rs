@@ -5,9 +5,13 @@ pub mod classify;
 pub mod control;
 pub mod lexer;
 pub mod names;
+pub mod reference;
+pub mod trace;
 
 pub use channels::{Channel, channels};
 pub use classify::{Analysis, Command, Effects, analyse, analyse_beginning};
 pub use control::Control;
 pub use lexer::{Lexer, StrKind, Token};
 pub use names::{custom_name, custom_names};
+pub use reference::reference;
+pub use trace::without_trace;
