@@ -560,4 +560,28 @@ fn one_statement_in_many_traces_is_prepared_once() {
     }
     wait_until("the counts are in", || ambassador.metric("pg_ambassador_client_parses_total") == 20.0);
     assert_eq!(ambassador.metric("pg_ambassador_server_parses_total"), 1.0);
+
+fn a_message_that_waits_for_the_settings_to_be_replayed_keeps_the_server_that_it_waits_for() {
+    let ambassador = ambassador(1);
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let mut one = login(ambassador.port, "postgres", &[("TimeZone", "Asia/Tokyo")]);
+    one.exchange(&[parse("s", "select 1"), sync()].concat());
+    std::thread::scope(|scope| {
+        for zone in ["Asia/Seoul", "Africa/Cairo"] {
+            let (port, over) = (ambassador.port, &over);
+            scope.spawn(move || {
+                let mut rival = login(port, "postgres", &[("TimeZone", zone)]);
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    assert_eq!(rival.value("show timezone"), zone);
+                }
+            });
+        }
+        for _ in 0..20 {
+            one.send(&[parse("s", "select 2"), sync()].concat());
+            let answer = one.read_until(b"Z");
+            over.fetch_or(answer.is_err(), std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(answer.unwrap()[0].code(), "42P05");
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
 }

@@ -513,6 +513,11 @@ impl Relay {
                 parting = Parting::Part;
             }
         }
+        // What waits for these answers is for this very server. Given back, it would have the client's settings taken
+        // away by the next one, and each time it comes back they would have to be answered first: for ever, among many.
+        if self.quiet && parting == Parting::Part {
+            parting = Parting::Stay;
+        }
         if parting == Parting::Ask {
             let mut question = Vec::new();
             self.session.ask(&mut lease.side, &mut Outbound::new(&[], &mut question));
@@ -668,7 +673,7 @@ impl Relay {
         } else if self.dry.client {
             return Ok(Step::Stuck);
         }
-        scratch::with(|scratch| {
+        let step = scratch::with(|scratch| {
             let kept = self.input.len();
             scratch.input[..kept].copy_from_slice(&self.input);
             let mut read = 0;
@@ -692,7 +697,12 @@ impl Relay {
             scratch::release(&mut self.input);
             scratch::keep(&mut self.input, &data[taken..]);
             Ok(Step::Progress)
-        })
+        })?;
+        // The server was kept for a frame that then needed none.
+        if again && !self.quiet && matches!(&self.server, Server::Leased(lease) if !lease.side.is_busy()) {
+            self.after_server_input()?;
+        }
+        Ok(step)
     }
 
     /// Handles the client's bytes as far as it can; gives how far.
