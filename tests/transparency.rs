@@ -585,3 +585,20 @@ fn a_message_that_waits_for_the_settings_to_be_replayed_keeps_the_server_that_it
         over.store(true, std::sync::atomic::Ordering::Relaxed);
     });
 }
+
+#[test]
+fn the_modes_of_a_transaction_are_no_settings_of_its_session() {
+    same_as_direct(
+        "transparent_modes",
+        &[],
+        &[
+            "set default_transaction_isolation = 'serializable'",
+            // PostgreSQL lists them as set in the session from here on.
+            "begin; set transaction isolation level serializable; set transaction read only, deferrable; commit",
+            "set work_mem = '1MB'",
+            "show transaction_isolation",
+            "set default_transaction_isolation = 'read committed'",
+            "select current_setting('transaction_isolation'), current_setting('work_mem')",
+        ],
+    );
+}

@@ -5,9 +5,10 @@
 use super::{ExchangeError, Server};
 use std::collections::BTreeSet;
 
-/// One row: everything that can outlive a transaction. `pg_temp` relations without rows in `pg_class` do not count.
+/// One row: everything that can outlive a transaction. The modes of one do not, although they are listed. `pg_temp` relations without rows in `pg_class` do not count.
 const QUESTION: &str = "select \
-    (select pg_catalog.string_agg(name, ',' order by name) from pg_catalog.pg_settings where source = 'session'), \
+    (select pg_catalog.string_agg(name, ',' order by name) from pg_catalog.pg_settings where source = 'session' \
+    and name not in ('transaction_isolation', 'transaction_read_only', 'transaction_deferrable')), \
     pg_catalog.current_setting('role'), session_user::text, \
     (select pg_catalog.string_agg(name, ',' order by name) from pg_catalog.pg_prepared_statements), \
     (select pg_catalog.string_agg(name, ',') from pg_catalog.pg_cursors where is_holdable), \

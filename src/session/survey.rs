@@ -23,12 +23,15 @@ const LOCKS: u32 = 1 << 5;
 /// The question: rows of a kind, a name and a value. `$1` are names of settings that `pg_settings` does not list, `$2`
 /// says what is of interest: the rest costs nothing.
 ///
-/// Every name and operator says where it is from: the client's `search_path` is in force. Temporary objects all depend on
+/// The modes of a transaction are listed as set in the session for ever after, but they are not of it: each transaction
+/// begins with the default ones. Every name and operator says where it is from: the client's `search_path` is in force. Temporary objects all depend on
 /// their schema (`pg_depend`), whatever they are.
 pub(super) const QUESTION: &str = "\
     select 's', name, setting from pg_catalog.pg_settings \
     where ($2::pg_catalog.int4 operator(pg_catalog.&) 1) operator(pg_catalog.>) 0 \
     and source operator(pg_catalog.=) 'session' \
+    and name operator(pg_catalog.<>) \
+    all ('{transaction_isolation,transaction_read_only,transaction_deferrable}'::pg_catalog.text[]) \
     union all select 's', n, pg_catalog.current_setting(n, true) from pg_catalog.unnest($1::pg_catalog.text[]) n \
     where ($2 operator(pg_catalog.&) 1) operator(pg_catalog.>) 0 \
     union all select 'r', 'role', pg_catalog.current_setting('role') \
