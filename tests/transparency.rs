@@ -602,3 +602,19 @@ fn the_modes_of_a_transaction_are_no_settings_of_its_session() {
         ],
     );
 }
+
+#[test]
+fn what_deallocate_all_drops_is_gone_for_what_was_sent_right_behind_it() {
+    let ambassador = ambassador(2);
+    let [mut one, mut two, mut three] = [(); 3].map(|()| Client::new(ambassador.port));
+    // The one server has the statement, and is in use when the other gets it, too.
+    two.query("begin");
+    one.exchange(&[parse("s", "select 1"), sync()].concat());
+    three.query("begin");
+    two.query("rollback");
+    let drop_all = [parse("", "deallocate all"), bind("", "", &[]), execute("", 0), sync()].concat();
+    one.send(&[drop_all, bind("", "s", &[]), execute("", 0), sync()].concat());
+    one.read_until(b"Z").unwrap();
+    let answer = one.read_until(b"Z").unwrap();
+    assert_eq!((answer[0].tag, answer[0].code()), (b'E', "26000".to_owned()), "{answer:?}");
+}

@@ -370,6 +370,9 @@ impl Session {
         to_server: &mut Outbound<'_>,
         to_client: &mut Vec<u8>,
     ) -> Result<Fare, Violation> {
+        if server.may_forget_names() && names_statement(cut.tag, cut.body(input)) && server.will_settle() {
+            return Ok(wait_for_quiet(to_server));
+        }
         match cut.tag {
             FrontendTag::Query => {
                 let found = self.analysed.take();
@@ -1047,6 +1050,12 @@ impl ServerSide {
         }
     }
 
+    /// Whether something may be on its way that drops all prepared statements: DEALLOCATE ALL, DISCARD ALL.
+    #[inline]
+    fn may_forget_names(&self) -> bool {
+        self.dirty.has(Effects::PREPARE.and(Effects::DISCARD))
+    }
+
     /// Whether waiting lets everything that is owed be answered. In a COPY the server waits for the client instead.
     pub(super) fn will_settle(&self) -> bool {
         self.is_busy() && !self.in_copy_in()
@@ -1113,6 +1122,25 @@ fn wants_whole(tag: FrontendTag, len: usize) -> bool {
         | FrontendTag::Password
         | FrontendTag::Sync
         | FrontendTag::Terminate => true,
+    }
+}
+
+/// Whether a message means a statement by its name: what that stands for must be known.
+fn names_statement(tag: FrontendTag, body: &[u8]) -> bool {
+    match tag {
+        FrontendTag::Parse => body.first() != Some(&0),
+        FrontendTag::Describe | FrontendTag::Close => body.first() == Some(&b'S') && body.get(1) != Some(&0),
+        FrontendTag::Bind => true,
+        FrontendTag::CopyData
+        | FrontendTag::CopyDone
+        | FrontendTag::CopyFail
+        | FrontendTag::Execute
+        | FrontendTag::Flush
+        | FrontendTag::FunctionCall
+        | FrontendTag::Password
+        | FrontendTag::Query
+        | FrontendTag::Sync
+        | FrontendTag::Terminate => false,
     }
 }
 
