@@ -1,9 +1,9 @@
 //! Makes a random legal session from a seed.
 
+use super::statements::{ERRORS, KEPT, LARGE, PARAMETERS, READS, SELECTS, SETTINGS, STARTUP, WRITES};
 use crate::support::Random;
 use crate::support::client::{bind, close, cstr, describe, execute, flush, message, parse, query, sync};
-use std::collections::BTreeMap;
-use std::fmt;
+use std::time::Duration;
 
 /// One turn of a conversation: what is sent, and what is read before the next turn.
 #[derive(Debug, Clone)]
@@ -12,6 +12,8 @@ pub struct Turn {
     /// Reads until so many messages with one of `until`'s tags have come.
     pub until: &'static [u8],
     pub count: usize,
+    /// How long the client thinks before it says so, where that gives others the time to use its server.
+    pub pause: Duration,
     /// For people.
     pub text: String,
 }
@@ -36,44 +38,12 @@ pub enum Ending {
 #[derive(Debug, Clone)]
 pub struct Session {
     pub seed: u64,
+    /// Parameters of its startup packet, beside user and database.
+    pub startup: Vec<(&'static str, String)>,
     pub turns: Vec<Turn>,
     pub ending: Ending,
     /// Splits what is sent into pieces of at most this size.
     pub slice: Option<usize>,
-}
-
-/// In which state of its transaction the client has sent what: message type and state, and how often.
-#[derive(Debug, Default)]
-pub struct Coverage(BTreeMap<(char, &'static str), u64>);
-
-impl Coverage {
-    pub fn add(&mut self, session: &Session) {
-        for turn in &session.turns {
-            let state = if turn.text.starts_with("[tx]") {
-                "in a transaction"
-            } else if turn.text.starts_with("[failed]") {
-                "in a failed transaction"
-            } else {
-                "outside a transaction"
-            };
-            let mut rest = turn.send.as_slice();
-            while rest.len() >= 5 {
-                let len = u32::from_be_bytes(rest[1..5].try_into().unwrap()) as usize;
-                *self.0.entry((char::from(rest[0]), state)).or_default() += 1;
-                rest = &rest[(len + 1).min(rest.len())..];
-            }
-        }
-    }
-}
-
-impl fmt::Display for Coverage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "messages sent, by type and state:")?;
-        for ((tag, state), count) in &self.0 {
-            writeln!(f, "  {tag} {state:24} {count:>8}")?;
-        }
-        Ok(())
-    }
 }
 
 /// What the generator believes of the transaction. It need not be right: it only steers.
@@ -90,78 +60,18 @@ struct Generator {
     tx: Tx,
     turns: Vec<Turn>,
     names: usize,
+    /// The client has asked for settings at its login.
+    asked: bool,
 }
-
-/// Statements without parameters; `@` is the session's schema.
-const SELECTS: &[&str] = &[
-    "select 1",
-    "select 'text', 2, null, true, 1.5::numeric, array[1,2]",
-    "select i, repeat('x', i) from generate_series(1, 7) i",
-    "select i from generate_series(1, 300) i",
-    "select repeat('long', 5000)",
-    "select * from @.t order by id",
-    "select count(*), sum(v) from @.t",
-    "values (1, 'a'), (2, 'b')",
-    "with r as (select * from @.t) select count(*) from r",
-    "show server_encoding",
-    "explain (costs off) select * from @.t where id = 1",
-    "select id from @.t where false",
-    "select",
-    "table @.t",
-    "select 1 as \"Odd Name\", $$dollar; select 2$$ as d /* comment; */ -- end",
-    "select current_setting('server_version_num')::int > 100000",
-];
-
-const WRITES: &[&str] = &[
-    "insert into @.t(v, s) values (1, 'one')",
-    "insert into @.t(v, s) select i, 'row ' || i from generate_series(1, 5) i returning id, s",
-    "update @.t set v = v + 1 where id < 4",
-    "delete from @.t where id % 5 = 4 returning id",
-    "insert into @.t(v) values (null)",
-    "create table if not exists @.u (id int)",
-    "drop table if exists @.u",
-    "truncate @.u",
-    "do $$ begin raise notice 'hello % from plpgsql', 1; raise warning 'w'; end $$",
-    "alter table @.t alter column s set default 'd'",
-    "analyze @.t",
-    "lock table @.t in access share mode",
-];
-
-const ERRORS: &[&str] = &[
-    "select 1/0",
-    "selec 1",
-    "select * from @.nowhere",
-    "select 'unterminated",
-    "insert into @.t(id, v) values (1, 1), (1, 2)",
-    "select cast('x' as int)",
-    "do $$ begin raise exception 'raised' using detail = 'the detail', hint = 'the hint', errcode = '22012'; end $$",
-    "select i / (i - 3) from generate_series(1, 5) i",
-    "update @.t set v = 'x'",
-    "select * from @.t for update nowait of zz",
-    "",
-    ";",
-    "-- nothing",
-];
-
-/// Statements with parameters, and values that fit them, mostly.
-const PARAMETERS: &[(&str, &[Option<&str>])] = &[
-    ("select $1::int + $2::int", &[Some("1"), Some("2")]),
-    ("select $1::text", &[Some("a 'quoted' text")]),
-    ("select $1::text is null", &[None]),
-    ("select * from @.t where id = $1 order by id", &[Some("1")]),
-    ("insert into @.t(v, s) values ($1, $2) returning id", &[Some("5"), Some("bound")]),
-    ("select i from generate_series(1, $1::int) i", &[Some("25")]),
-    ("update @.t set v = $1 where id = $2", &[Some("9"), Some("2")]),
-    ("select $1::int / $2::int", &[Some("1"), Some("0")]),
-    ("select $1::int", &[Some("not a number")]),
-    ("delete from @.t where v = $1", &[Some("9")]),
-];
 
 impl Session {
     pub fn generate(seed: u64) -> Self {
-        let mut generator = Generator { random: Random::new(seed), seed, tx: Tx::None, turns: Vec::new(), names: 0 };
+        let mut generator =
+            Generator { random: Random::new(seed), seed, tx: Tx::None, turns: Vec::new(), names: 0, asked: false };
+        let startup = generator.startup();
+        generator.asked = !startup.is_empty();
         generator.begin();
-        let turns = 3 + generator.random.below(22);
+        let turns = 3 + generator.random.below(26);
         for _ in 0..turns {
             generator.turn();
         }
@@ -173,26 +83,32 @@ impl Session {
             _ => Ending::Polite,
         };
         let slice = if random.one_in(3) { Some(1 + random.below(40)) } else { None };
-        Self { seed, turns: generator.turns, ending, slice }
-    }
-
-    pub fn messages(&self) -> u64 {
-        let count = |turn: &Turn| {
-            let (mut rest, mut count) = (turn.send.as_slice(), 0);
-            while rest.len() >= 5 {
-                let len = u32::from_be_bytes(rest[1..5].try_into().unwrap()) as usize;
-                rest = &rest[(len + 1).min(rest.len())..];
-                count += 1;
-            }
-            count
-        };
-        self.turns.iter().map(count).sum()
+        Self { seed, startup, turns: generator.turns, ending, slice }
     }
 }
 
 impl Generator {
     fn sql(&self, text: &str) -> String {
-        text.replace('@', &format!("s{}", self.seed))
+        text.replace('@', &format!("s{}", self.seed)).replace('#', &self.seed.to_string())
+    }
+
+    fn values(&self, values: &[Option<&str>]) -> Vec<Option<String>> {
+        values.iter().map(|value| value.map(|text| self.sql(text))).collect()
+    }
+
+    /// What the client asks for at its login: most ask for little.
+    fn startup(&mut self) -> Vec<(&'static str, String)> {
+        if self.random.one_in(3) {
+            return vec![("application_name", "differential".to_owned())];
+        }
+        let mut startup = Vec::new();
+        for (name, values) in STARTUP {
+            if self.random.one_in(4) {
+                let value = *self.random.choose(values);
+                startup.push((*name, self.sql(value)));
+            }
+        }
+        startup
     }
 
     fn push(&mut self, send: Vec<u8>, until: &'static [u8], count: usize, text: impl Into<String>) {
@@ -201,38 +117,62 @@ impl Generator {
             Tx::Open => "[tx] ",
             Tx::Failed => "[failed] ",
         };
-        self.turns.push(Turn { send, until, count, text: format!("{state}{}", text.into()) });
+        let pause = match self.random.below(8) {
+            0 | 1 => Duration::from_millis(2),
+            2 => Duration::from_millis(6),
+            _ => Duration::ZERO,
+        };
+        self.turns.push(Turn { send, until, count, pause, text: format!("{state}{}", text.into()) });
     }
 
-    /// The session's own schema, so that sessions do not meet in the database.
+    fn push_query(&mut self, text: &str) {
+        let sql = self.sql(text);
+        self.push(query(&sql), b"Z", 1, sql);
+    }
+
+    /// The session's own schemas, so that sessions do not meet in the database.
     fn begin(&mut self) {
         let sql = self.sql(
-            "drop schema if exists @ cascade; create schema @; create table @.t (id serial primary key, v int, s text); \
-             insert into @.t(v, s) values (10, 'ten'), (20, 'twenty'), (30, null)",
+            "drop schema if exists @, @_a, @_b cascade; create schema @; create schema @_a; create schema @_b; \
+             create table @.t (id serial primary key, v int, s text); \
+             insert into @.t(v, s) values (10, 'ten'), (20, 'twenty'), (30, null); \
+             create table @_a.w as select 'from a' as x, 1 as y; \
+             create table @_b.w as select 'from b' as x, i as y from generate_series(1, 2) i; \
+             create function @.setter(text, text) returns void language plpgsql \
+             as $$ begin perform set_config($1, $2, false); end $$; \
+             grant all on schema @, @_a, @_b to public; grant all on all tables in schema @, @_a to public; \
+             grant all on all sequences in schema @ to public",
         );
         self.push(query(&sql), b"Z", 1, "set up");
     }
 
     fn turn(&mut self) {
-        match self.random.below(20) {
-            0..=4 => self.simple(),
-            5..=6 => self.transaction(),
-            7..=10 => self.extended(),
-            11..=12 => self.pipeline(),
-            13 => self.flushed(),
-            14 => self.copy_out(),
-            15..=16 => self.copy_in(),
-            17 => self.cursor(),
-            18 => self.function_call(),
+        match self.random.below(28) {
+            0..=6 => self.simple(),
+            7..=8 => self.transaction(),
+            9..=13 => self.extended(),
+            14..=15 => self.pipeline(),
+            16 => self.flushed(),
+            17 => self.copy_out(),
+            18..=19 => self.copy_in(),
+            20 => self.cursor(),
+            21 => self.function_call(),
+            22 => self.across_a_change(),
+            23 => self.portal(),
+            24 => self.two_phase(),
+            25 => self.large_object(),
             _ => self.multi(),
         }
     }
 
     fn statement(&mut self) -> String {
-        let list = match self.random.below(10) {
-            0..=5 => SELECTS,
-            6..=8 => WRITES,
-            _ => ERRORS,
+        let list = match self.random.below(16) {
+            0..=2 => SELECTS,
+            3..=4 => WRITES,
+            5 => ERRORS,
+            6..=9 => SETTINGS,
+            10..=12 => READS,
+            _ => KEPT,
         };
         let text = *self.random.choose(list);
         if std::ptr::eq(list, ERRORS)
@@ -254,10 +194,22 @@ impl Generator {
         self.tx = after;
     }
 
+    /// One of several statements of a message or batch. A reset takes settings back to what the client had asked for at its
+    /// login only behind the whole of that.
+    fn one_of_many(&mut self) -> String {
+        loop {
+            let sql = self.statement();
+            let resets = ["reset", "default", "discard all"].iter().any(|word| sql.contains(word));
+            if !self.asked || !resets || sql.contains("authorization") {
+                return sql;
+            }
+        }
+    }
+
     fn multi(&mut self) {
         let count = 2 + self.random.below(3);
         let before = self.tx;
-        let sql = (0..count).map(|_| self.statement()).collect::<Vec<_>>().join("; ");
+        let sql = (0..count).map(|_| self.one_of_many()).collect::<Vec<_>>().join("; ");
         self.tx = before;
         self.push(query(&sql), b"Z", 1, sql);
     }
@@ -285,10 +237,10 @@ impl Generator {
                     self.tx = Tx::None;
                     "rollback"
                 }
-                4 => "savepoint a",
-                5 => "rollback to savepoint a",
-                6 => "release savepoint a",
-                _ => "commit and chain",
+                4 => *self.random.choose(&["savepoint a", "savepoint b"]),
+                5 => *self.random.choose(&["rollback to savepoint a", "rollback to b"]),
+                6 => *self.random.choose(&["release savepoint a", "release b"]),
+                _ => *self.random.choose(&["commit and chain", "rollback and chain"]),
             },
             Tx::Failed => match self.random.below(4) {
                 0 => "rollback to savepoint a",
@@ -324,11 +276,12 @@ impl Generator {
         };
         for _ in 0..1 + self.random.below(3) {
             let (sql, values) = if self.random.one_in(2) {
-                (self.statement(), &[][..])
+                (self.one_of_many(), Vec::new())
             } else {
                 let (sql, values) = *self.random.choose(PARAMETERS);
-                (self.sql(sql), values)
+                (self.sql(sql), self.values(values))
             };
+            let values: Vec<Option<&str>> = values.iter().map(Option::as_deref).collect();
             let (statement, portal) = (self.name(), self.name());
             if !self.random.one_in(4) {
                 add(parse(&statement, &sql), format!("P {statement:?} {sql}"));
@@ -337,7 +290,7 @@ impl Generator {
                 add(describe(b'S', &statement), format!("D S {statement:?}"));
             }
             if !self.random.one_in(5) {
-                add(bind(&portal, &statement, values), format!("B {portal:?} {statement:?} {values:?}"));
+                add(bind(&portal, &statement, &values), format!("B {portal:?} {statement:?} {values:?}"));
                 if self.random.one_in(2) {
                     add(describe(b'P', &portal), format!("D P {portal:?}"));
                 }
@@ -392,11 +345,141 @@ impl Generator {
         let sql = self.sql(text);
         self.names += 1;
         let name = format!("f{}", self.names);
+        if self.random.one_in(3) {
+            // Everything is answered before the Sync, and some of it in part.
+            let limit = [0, 1, 2][self.random.below(3)];
+            let first = [parse("", &sql), describe(b'S', ""), bind(&name, "", &[]), describe(b'P', &name)].concat();
+            let all = [first, execute(&name, limit), flush()].concat();
+            self.push(all, b"CIsE", 1, format!("P {sql}, D S, B {name:?}, D P, E {limit}, H"));
+            let rest = [execute(&name, 0), close(b'P', &name), sync()].concat();
+            self.push(rest, b"Z", 1, format!("E {name:?}, C P, S"));
+            return;
+        }
         let first = [parse(&name, &sql), describe(b'S', &name), flush()].concat();
         // An error ends it too: then everything up to the Sync is skipped.
         self.push(first, b"TnE", 1, format!("P {name:?} {sql}, D S, H"));
         let second = [bind("", &name, &[]), execute("", 0), close(b'S', &name), sync()].concat();
         self.push(second, b"Z", 1, format!("B {name:?}, E, C, S"));
+    }
+
+    /// Statements that are prepared on one side of a change of settings and run on the other, by name and without one.
+    fn across_a_change(&mut self) {
+        self.names += 1;
+        let name = if self.random.one_in(4) { String::new() } else { format!("c{}", self.names) };
+        let text = *self.random.choose(READS);
+        let changes = if self.random.one_in(4) { KEPT } else { SETTINGS };
+        let change = *self.random.choose(changes);
+        let (sql, change) = (self.sql(text), self.sql(change));
+        let run = [bind("", &name, &[]), describe(b'P', ""), execute("", 0), sync()].concat();
+        self.push(
+            [parse(&name, &sql), describe(b'S', &name), sync()].concat(),
+            b"Z",
+            1,
+            format!("P {name:?} {sql}, D, S"),
+        );
+        if self.random.one_in(2) {
+            self.push(run.clone(), b"Z", 1, format!("B {name:?}, D P, E, S"));
+        }
+        match self.random.below(3) {
+            // A simple query drops the unnamed statement.
+            0 => self.push(query(&change), b"Z", 1, change),
+            1 => {
+                let batch = [parse("change", &change), bind("", "change", &[]), execute("", 0), close(b'S', "change")];
+                self.push([batch.concat(), sync()].concat(), b"Z", 1, format!("extended {change}"));
+            }
+            _ => {
+                let first = [parse("change", &change), bind("", "change", &[]), execute("", 0), sync()].concat();
+                let all = [first, run.clone(), close(b'S', "change"), sync()].concat();
+                self.push(all, b"Z", 3, format!("extended {change}, S, B {name:?}, D P, E, S, C, S"));
+            }
+        }
+        for _ in 0..1 + self.random.below(2) {
+            self.push(run.clone(), b"Z", 1, format!("B {name:?}, D P, E, S"));
+        }
+    }
+
+    /// A portal that lives across several batches of one transaction.
+    fn portal(&mut self) {
+        if self.tx == Tx::None {
+            self.push(query("begin"), b"Z", 1, "begin");
+            self.tx = Tx::Open;
+        }
+        let text = *self.random.choose(&[
+            "select i, repeat('p', i) from generate_series(1, 9) i",
+            "select * from @.t order by id",
+            "insert into @.t(v) select generate_series(1, 4) returning v",
+            "select x from w",
+            "values (1), (2)",
+        ]);
+        let sql = self.sql(text);
+        let first = [parse("", &sql), bind("p", "", &[]), describe(b'P', "p"), execute("p", 2), sync()].concat();
+        self.push(first, b"Z", 1, format!("P {sql}, B \"p\", D P, E 2, S"));
+        for _ in 0..self.random.below(4) {
+            match self.random.below(5) {
+                0 => {
+                    let between = self.random.choose(&[SELECTS, SETTINGS, READS]);
+                    let text = *self.random.choose(between);
+                    self.push_query(text);
+                }
+                1 => {
+                    self.push([execute("p", 1), flush()].concat(), b"sCIE", 1, "E \"p\" 1, H");
+                    self.push([execute("p", 1), sync()].concat(), b"Z", 1, "E \"p\" 1, S");
+                }
+                2 => self.push([describe(b'P', "p"), sync()].concat(), b"Z", 1, "D P \"p\", S"),
+                3 => self.push(query("fetch 1 from p"), b"Z", 1, "fetch 1 from p"),
+                _ => self.push([execute("p", 3), sync()].concat(), b"Z", 1, "E \"p\" 3, S"),
+            }
+        }
+        self.push([close(b'P', "p"), sync()].concat(), b"Z", 1, "C P \"p\", S");
+    }
+
+    /// A transaction that is prepared, and ended when others may have used the server.
+    fn two_phase(&mut self) {
+        // Whoever is not who prepared it may not end it, and it would keep its locks.
+        for text in ["rollback", "reset session authorization", "set session characteristics as transaction read write"]
+        {
+            self.push_query(text);
+        }
+        self.tx = Tx::Open;
+        self.push_query("begin");
+        for _ in 0..1 + self.random.below(2) {
+            let list = self.random.choose(&[WRITES, SETTINGS, SELECTS]);
+            let text = *self.random.choose(list);
+            self.push_query(text);
+        }
+        self.names += 1;
+        let id = format!("differential {} {}", self.seed, self.names);
+        let prepare = format!("prepare transaction '{id}'");
+        if self.random.one_in(2) {
+            self.push(query(&prepare), b"Z", 1, prepare);
+        } else {
+            let batch = [parse("", &prepare), bind("", "", &[]), execute("", 0), sync()].concat();
+            self.push(batch, b"Z", 1, format!("extended {prepare}"));
+        }
+        self.tx = Tx::None;
+        for text in ["select count(*) from pg_prepared_xacts where gid like 'differential # %'", "reset role"] {
+            self.push_query(text);
+        }
+        let end = *self.random.choose(&["commit", "rollback"]);
+        self.push_query(&format!("reset session authorization; {end} prepared '{id}'"));
+        let end = format!("{end} prepared '{id}'");
+        self.push(query(&end), b"Z", 1, end);
+    }
+
+    fn large_object(&mut self) {
+        let opened = self.tx == Tx::None && self.random.one_in(2);
+        if opened {
+            self.push_query("begin");
+            self.tx = Tx::Open;
+        }
+        for _ in 0..2 + self.random.below(4) {
+            let text = *self.random.choose(LARGE);
+            self.push_query(text);
+        }
+        if opened {
+            self.push_query("commit");
+            self.tx = Tx::None;
+        }
     }
 
     fn copy_out(&mut self) {
@@ -411,11 +494,18 @@ impl Generator {
 
     fn copy_in(&mut self) {
         let sql = self.sql("copy @.t(v, s) from stdin");
-        let data = match self.random.below(4) {
+        let data = match self.random.below(6) {
             0 => vec![message(b'd', b"1\tx\n2\ty\n"), message(b'd', b"3\tz\n"), message(b'c', b"")],
             1 => vec![message(b'd', b"not a number\tx\n"), message(b'c', b"")],
             2 => vec![message(b'd', b"1\tx\n"), message(b'f', &cstr("the client changed its mind"))],
-            _ => vec![message(b'c', b"")],
+            3 => vec![message(b'c', b"")],
+            // It fails in the middle: what comes behind that is still sent.
+            4 => {
+                let rows = |from: usize| (from..from + 40).map(|i| format!("{i}\trow {i}\n")).collect::<String>();
+                let (good, more) = (message(b'd', rows(0).as_bytes()), message(b'd', rows(40).as_bytes()));
+                vec![good, message(b'd', b"1\tx\ttoo many columns\n"), more.clone(), more, message(b'c', b"")]
+            }
+            _ => vec![message(b'd', b"1\tx\n2\t"), message(b'd', b"y\n\\.\n"), message(b'c', b"")],
         };
         let extended = self.random.one_in(2);
         if self.random.one_in(2) {

@@ -3,18 +3,26 @@
 //! `DIFFERENTIAL_SESSIONS` says how many sessions (default 400), `DIFFERENTIAL_SEED` where to start: a seed that is
 //! printed with a difference brings the same session back.
 
+mod coverage;
 mod generate;
+mod rivals;
 mod run;
+mod statements;
 
-use crate::support::{Ambassador, cluster, url};
+use crate::support::{Ambassador, Client, cluster, url};
+use coverage::Coverage;
 use generate::Session;
-use pg_ambassador::demo::cluster::Options;
-use run::{Outcome, play};
+use pg_ambassador::demo::cluster::{Cluster, Options};
+use run::{Outcome, Way, play};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Sessions that run at the same time.
 const AT_ONCE: usize = 12;
+/// So many sessions say everything there is to say.
+const COMPLETE: u64 = 300;
+/// So many differences are enough to begin with.
+const ENOUGH: usize = 5;
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |text| text.parse().expect("a number"))
@@ -23,13 +31,34 @@ fn number(name: &str, default: u64) -> u64 {
 /// The databases of the two ways: alike when a session starts, and each used by one way only.
 const DATABASES: [&str; 2] = ["direct", "pooled"];
 
+/// A server with both databases, and the roles that sessions take on.
+fn server() -> Cluster {
+    let settings = vec![("max_prepared_transactions".to_owned(), "500".to_owned())];
+    let server = cluster(&Options { settings, ..Options::default() });
+    let psql = |sql: &str| server.psql(0, sql).unwrap();
+    psql("create role differential_a");
+    psql("create role differential_b superuser");
+    // What the names of the sessions' own tables mean where those are not to be seen: prepared again on another server, a
+    // statement that has lost its table would fail at that, before whatever else is wrong with its use.
+    let common = "create table w as select 'common'::text as x, 0 as y; create view tt as select 0 as n where false; \
+        grant select on w, tt to public";
+    for database in DATABASES {
+        psql(&format!("create database {database}"));
+        psql(&format!("grant all on database {database} to public"));
+        // Whoever waits for a lock waits for itself: no session uses what is another's.
+        psql(&format!("alter database {database} set lock_timeout = '3s'"));
+    }
+    for database in DATABASES {
+        let params = [("user", "postgres"), ("database", database)];
+        Client::login(server.port(), &params).query(common);
+    }
+    server
+}
+
 #[test]
 fn random_sessions_cannot_tell_the_ambassador_from_the_server() {
     let (sessions, first) = (number("DIFFERENTIAL_SESSIONS", 400), number("DIFFERENTIAL_SEED", 1));
-    let server = cluster(&Options::default());
-    for database in DATABASES {
-        server.psql(0, &format!("create database {database}")).unwrap();
-    }
+    let server = server();
     // Few servers, so that sessions have to share them.
     let ambassadors: Vec<Ambassador> = (1..=4)
         .map(|size| {
@@ -39,36 +68,50 @@ fn random_sessions_cannot_tell_the_ambassador_from_the_server() {
             Ambassador::start(&[&[url(&server).as_str()], &args[..]].concat())
         })
         .collect();
-    let next = AtomicU64::new(first);
-    let (messages, differences) = (AtomicU64::new(0), Mutex::new(Vec::new()));
-    let coverage = Mutex::new(generate::Coverage::default());
+    let (next, played) = (AtomicU64::new(first), AtomicU64::new(0));
+    let differences = Mutex::new(Vec::new());
+    let coverage = Mutex::new(Coverage::default());
+    let over = AtomicBool::new(false);
+    let judge = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first + sessions || differences.lock().unwrap().len() >= ENOUGH {
+                return;
+            }
+            let session = Session::generate(seed);
+            let pooled = &ambassadors[usize::try_from(seed).unwrap() % ambassadors.len()];
+            let direct = play(&session, Way::Direct, server.port(), DATABASES[0]);
+            let through = play(&session, Way::Through, pooled.port, DATABASES[1]);
+            played.fetch_add(1, Ordering::Relaxed);
+            coverage.lock().unwrap().add(&session, &direct);
+            if let Some(difference) = Outcome::difference(&session, &direct, &through) {
+                let mut report = format!("seed {seed}: {difference}");
+                if report.contains("pool exhausted") {
+                    let (clients, servers) = (pooled.show("CLIENTS"), pooled.show("SERVERS"));
+                    report.push_str(&format!("\nclients: {clients:?}\nservers: {servers:?}"));
+                }
+                differences.lock().unwrap().push(report);
+            }
+        }
+    };
     std::thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= first + sessions || differences.lock().unwrap().len() >= 5 {
-                        return;
-                    }
-                    let session = Session::generate(seed);
-                    coverage.lock().unwrap().add(&session);
-                    messages.fetch_add(session.messages(), Ordering::Relaxed);
-                    let pooled = &ambassadors[usize::try_from(seed).unwrap() % ambassadors.len()];
-                    let direct = play(&session, server.port(), DATABASES[0]);
-                    let through = play(&session, pooled.port, DATABASES[1]);
-                    if let Some(difference) = Outcome::difference(&session, &direct, &through) {
-                        let mut report = format!("seed {seed}: {difference}");
-                        if report.contains("pool exhausted") {
-                            let (clients, servers) = (pooled.show("CLIENTS"), pooled.show("SERVERS"));
-                            report.push_str(&format!("\nclients: {clients:?}\nservers: {servers:?}"));
-                        }
-                        differences.lock().unwrap().push(report);
-                    }
+        for (seed, ambassador) in ambassadors.iter().enumerate() {
+            let (over, differences, next) = (&over, &differences, &next);
+            scope.spawn(move || {
+                if let Err(seen) = rivals::rival(seed as u64, ambassador.port, DATABASES[1], over) {
+                    let about = next.load(Ordering::Relaxed);
+                    differences.lock().unwrap().push(format!("at about seed {about}: {seen}"));
                 }
             });
         }
+        let judges: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(judge)).collect();
+        let ends: Vec<_> = judges.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+        over.store(true, Ordering::Relaxed);
+        ends.into_iter().for_each(|end| end.unwrap());
     });
-    println!("{sessions} sessions, {} messages\n{}", messages.load(Ordering::Relaxed), coverage.lock().unwrap());
+    let (played, coverage) = (played.into_inner(), coverage.into_inner().unwrap());
     let differences = differences.into_inner().unwrap();
+    println!("{played} sessions, {} messages, {} differences\n{coverage}", coverage.messages(), differences.len());
     assert!(differences.is_empty(), "{} differences:\n{}", differences.len(), differences.join("\n\n"));
+    assert!(sessions < COMPLETE || coverage.missing().is_empty(), "never sent: {:?}", coverage.missing());
 }

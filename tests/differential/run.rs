@@ -2,18 +2,31 @@
 
 use super::generate::{ANSWER_OF_COPY, Ending, Session, Turn};
 use crate::support::client::{Client, Message, message, query};
+use std::collections::BTreeMap;
 
 /// What a session was answered: one list a turn, and how it broke off, if it did.
 #[derive(Debug)]
 pub struct Outcome {
     answers: Vec<Vec<Message>>,
+    /// What the last ReadyForQuery before each turn said, and behind the last one.
+    pub states: Vec<u8>,
+    /// The last reported value of each reported setting.
+    reported: BTreeMap<String, String>,
     broken: Option<String>,
 }
 
+/// Which of the two ways is played.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    Direct,
+    Through,
+}
+
 /// Plays a session against a server.
-pub fn play(session: &Session, port: u16, database: &str) -> Outcome {
-    let mut outcome = Outcome { answers: Vec::new(), broken: None };
-    let params = [("user", "postgres"), ("database", database), ("application_name", "differential")];
+pub fn play(session: &Session, way: Way, port: u16, database: &str) -> Outcome {
+    let mut outcome = Outcome { answers: Vec::new(), states: vec![b'I'], reported: BTreeMap::new(), broken: None };
+    let mut params = vec![("user", "postgres"), ("database", database)];
+    params.extend(session.startup.iter().map(|(name, value)| (*name, value.as_str())));
     let mut client = match Client::try_login(port, &params) {
         Ok(client) => client,
         Err(error) => {
@@ -21,6 +34,7 @@ pub fn play(session: &Session, port: u16, database: &str) -> Outcome {
             return outcome;
         }
     };
+    outcome.reported.extend(client.params.drain(..));
     let mut status = b'I';
     for turn in &session.turns {
         let mut answers = Vec::new();
@@ -29,9 +43,15 @@ pub fn play(session: &Session, port: u16, database: &str) -> Outcome {
             ANSWER_OF_COPY => 1 + usize::from(in_copy),
             count => count,
         };
+        // A client that waits gives others the time to use its server: directly there are none.
+        if way == Way::Through && !turn.pause.is_zero() {
+            std::thread::sleep(turn.pause);
+        }
         let result = take_turn(&mut client, turn, count, session.slice, &mut answers);
+        let answers = outcome.without_late_reports(session, answers);
         let answers = without_refusals(answers, &mut status);
         outcome.answers.push(answers.into_iter().map(Message::without_oids).collect());
+        outcome.states.push(status);
         if let Err(error) = result {
             use std::io::ErrorKind;
             // How the end of a connection shows itself is a matter of timing.
@@ -41,8 +61,34 @@ pub fn play(session: &Session, port: u16, database: &str) -> Outcome {
             return outcome;
         }
     }
+    // Whatever is reported late has come when the next answer comes.
+    if let Ok(answers) = client.try_send(&query("")).and_then(|()| client.read_until(b"Z")) {
+        outcome.without_late_reports(session, answers);
+    }
     end(client, session);
     outcome
+}
+
+impl Outcome {
+    /// Keeps what was reported of settings, and takes out what comes at another time through the ambassador: a setting
+    /// that the client had asked for at its login and then resets is reported with the server's own value first, and
+    /// with the client's a moment later.
+    fn without_late_reports(&mut self, session: &Session, mut answers: Vec<Message>) -> Vec<Message> {
+        answers.retain(|message| {
+            if message.tag != b'S' {
+                return true;
+            }
+            let mut words = message.body.split(|&b| b == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+            let (name, value) = (words.next().unwrap(), words.next().unwrap());
+            let late = session.startup.iter().any(|(asked, value)| {
+                asked.eq_ignore_ascii_case(&name)
+                    || (*asked == "options" && value.to_lowercase().contains(&name.to_lowercase()))
+            });
+            self.reported.insert(name, value);
+            !late
+        });
+        answers
+    }
 }
 
 fn take_turn(
@@ -105,13 +151,22 @@ impl Outcome {
             }
             if a != b {
                 let history: Vec<&str> = session.turns[..at].iter().map(|turn| turn.text.as_str()).collect();
+                // What both have in common is told by its tags alone.
+                let common = match (a, b) {
+                    (Some(a), Some(b)) => a.iter().zip(b).take_while(|(a, b)| a == b).count(),
+                    _ => 0,
+                };
                 let short = |answers: Option<&Vec<Message>>| {
-                    let text = |m: &Message| format!("{m:?}").chars().take(160).collect::<String>();
-                    answers.map(|list| list.iter().map(text).collect::<Vec<_>>().join(" "))
+                    let text = |(at, m): (usize, &Message)| match at < common {
+                        true => char::from(m.tag).to_string(),
+                        false => format!(" {m:?}").chars().take(240).collect(),
+                    };
+                    answers.map(|list| list.iter().enumerate().map(text).take(common + 12).collect::<String>())
                 };
                 let (a, b) = (short(a), short(b));
                 return Some(format!(
-                    "after\n  {}\nturn {at} (slices of {:?}): {}\n  direct:  {a:?} {:?}\n  through: {b:?} {:?}",
+                    "login with {:?}, after\n  {}\nturn {at} (slices of {:?}): {}\n  direct:  {a:?} {:?}\n  through: {b:?} {:?}",
+                    session.startup,
                     history.join("\n  "),
                     session.slice,
                     turn.text,
@@ -123,6 +178,10 @@ impl Outcome {
                 break;
             }
         }
-        (direct.broken != through.broken).then(|| format!("direct: {:?}, through: {:?}", direct.broken, through.broken))
+        if direct.broken != through.broken {
+            return Some(format!("direct: {:?}, through: {:?}", direct.broken, through.broken));
+        }
+        (direct.reported != through.reported)
+            .then(|| format!("reported at the end, directly: {:?}\nthrough: {:?}", direct.reported, through.reported))
     }
 }
