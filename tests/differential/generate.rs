@@ -1,6 +1,8 @@
 //! Makes a random legal session from a seed.
 
-use super::statements::{ERRORS, KEPT, LARGE, PARAMETERS, READS, SELECTS, SETTINGS, STARTUP, WRITES};
+use super::statements::{
+    CONSTANTS, ERRORS, KEPT, LARGE, MEANINGS, PARAMETERS, READS, SELECTS, SETTINGS, STARTUP, WRITES,
+};
 use crate::support::Random;
 use crate::support::client::{bind, close, cstr, describe, execute, flush, message, parse, query, sync};
 use std::time::Duration;
@@ -147,7 +149,7 @@ impl Generator {
     }
 
     fn turn(&mut self) {
-        match self.random.below(28) {
+        match self.random.below(30) {
             0..=6 => self.simple(),
             7..=8 => self.transaction(),
             9..=13 => self.extended(),
@@ -157,7 +159,7 @@ impl Generator {
             18..=19 => self.copy_in(),
             20 => self.cursor(),
             21 => self.function_call(),
-            22 => self.across_a_change(),
+            22 | 28 => self.across_a_change(),
             23 => self.portal(),
             24 => self.two_phase(),
             25 => self.large_object(),
@@ -187,6 +189,10 @@ impl Generator {
     }
 
     fn simple(&mut self) {
+        if self.random.one_in(8) {
+            let text = *self.random.choose(CONSTANTS);
+            return self.push_query(text);
+        }
         let before = self.tx;
         let sql = self.statement();
         let after = std::mem::replace(&mut self.tx, before);
@@ -366,8 +372,11 @@ impl Generator {
     fn across_a_change(&mut self) {
         self.names += 1;
         let name = if self.random.one_in(4) { String::new() } else { format!("c{}", self.names) };
-        let text = *self.random.choose(READS);
-        let changes = if self.random.one_in(4) { KEPT } else { SETTINGS };
+        let (text, changes) = match self.random.below(8) {
+            0 => (*self.random.choose(READS), KEPT),
+            1..=2 => (*self.random.choose(READS), SETTINGS),
+            _ => *self.random.choose(MEANINGS),
+        };
         let change = *self.random.choose(changes);
         let (sql, change) = (self.sql(text), self.sql(change));
         let run = [bind("", &name, &[]), describe(b'P', ""), execute("", 0), sync()].concat();

@@ -22,7 +22,6 @@ pub const SELECTS: &[&str] = &[
     "table @.t",
     "select 1 as \"Odd Name\", $$dollar; select 2$$ as d /* comment; */ -- end",
     "select current_setting('server_version_num')::int > 100000",
-    "select 'a\\nb', e'c\\nd'",
     "select 'it''s; set my.y = 1'",
 ];
 
@@ -170,17 +169,32 @@ pub const READS: &[&str] = &[
     "select coalesce(current_setting('my.z', true), ''), coalesce(current_setting('my.start', true), '')",
     "select date '2026-02-13', interval '1 day 2 hours', 0.1::float8 + 0.2, '\\x01'::bytea",
     "select timestamptz '2026-01-01 00:00+00'",
-    "select 'm\u{fc}de', length('m\u{fc}de')",
     "select current_schemas(false)",
     "select x from w",
     "select x, y from w order by y",
-    "select '01/02/2026'::date",
-    "select 1 where null = null",
-    "select '{null,a}'::text[]",
     "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()",
     "select name, is_holdable from pg_cursors where is_holdable order by 1",
     "select * from tt",
     "select current_setting('enable_seqscan'), current_setting('plan_cache_mode')",
+];
+
+/// Texts that mean something else under other settings, each with changes of these.
+pub const MEANINGS: &[(&str, &[&str])] = &[
+    ("select x, y from w order by y", &["set search_path = @_a", "set search_path = @_b, @_a", "reset search_path"]),
+    ("select x, now() is not null from w", &["set search_path = @_a, public", "set datestyle = 'SQL, DMY'"]),
+    ("select current_user, count(*) from @_a.w", &["set role differential_a", "set role none"]),
+    ("select x from @_b.w", &["set role differential_a", "reset role"]),
+];
+
+/// Texts with constants that are read by the settings of the time. PostgreSQL reads them when a statement is prepared and
+/// keeps what it has read; prepared again on another server they are read anew. So they are only asked for at once.
+pub const CONSTANTS: &[&str] = &[
+    "select '01/02/2026'::date",
+    "select timestamptz '2026-01-01', '1 2:3'::interval",
+    "select 'm\u{fc}de', length('m\u{fc}de')",
+    "select 'a\\nb', e'c\\nd', length('a\\nb')",
+    "select 1 where null = null",
+    "select '{null,a}'::text[]",
 ];
 
 /// What keeps a server, and what lets it go.
