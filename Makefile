@@ -7,12 +7,13 @@ LOCKED := $(if $(CI),--locked)
 # How many random sessions the differential tester plays, and the seed of the first.
 N ?= 2000
 SEED ?= 1
+SOAK_SECONDS ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fmt differential regress bench fuzz doc deny
+.PHONY: help demo test lint fmt differential seeded-bugs soak regress bench fuzz doc deny
 
 help: ## Show what there is to make
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 demo: ## A throw-away PostgreSQL primary with two replicas, the ambassador in front; Ctrl-C ends all
 	@scripts/demo
@@ -40,6 +41,13 @@ differential: ## Random sessions, direct and through the ambassador: N=2000 of t
 	@bindir=$$(scripts/setup) && PG_BINDIR="$$bindir" DIFFERENTIAL_SESSIONS=$(N) DIFFERENTIAL_SEED=$(SEED) \
 		$(CARGO) test $(LOCKED) --test behaviour -- --nocapture \
 		random_sessions_cannot_tell_the_ambassador_from_the_server
+
+seeded-bugs: ## Judge the judge: bugs that the differential tester must find, one after the other
+	@scripts/seeded-bugs
+
+soak: ## Many clients with state of their own on few servers, for SOAK_SECONDS=300
+	@bindir=$$(scripts/setup) && PG_BINDIR="$$bindir" SOAK_SECONDS=$(SOAK_SECONDS) \
+		$(CARGO) test $(LOCKED) --test behaviour -- --nocapture soak
 
 regress: ## PostgreSQL's own regression tests, direct and through the ambassador
 	@tests/regress/run

@@ -34,6 +34,8 @@ pub enum Ending {
     HalfMessage(usize),
     /// Ask for something and leave before the answer.
     Unanswered,
+    /// Close in the middle of the data of a COPY.
+    InCopy,
 }
 
 /// A whole session.
@@ -78,10 +80,11 @@ impl Session {
             generator.turn();
         }
         let random = &mut generator.random;
-        let ending = match random.below(8) {
+        let ending = match random.below(9) {
             0 => Ending::Close,
             1 => Ending::HalfMessage(1 + random.below(20)),
             2 => Ending::Unanswered,
+            3 => Ending::InCopy,
             _ => Ending::Polite,
         };
         let slice = if random.one_in(3) { Some(1 + random.below(40)) } else { None };
@@ -206,6 +209,10 @@ impl Generator {
         loop {
             let sql = self.statement();
             let resets = ["reset", "default", "discard all"].iter().any(|word| sql.contains(word));
+            // What such a statement returns is decided when it is prepared: prepared again elsewhere, p1 may exist by then.
+            if sql.starts_with("execute p") {
+                continue;
+            }
             if !self.asked || !resets || sql.contains("authorization") {
                 return sql;
             }

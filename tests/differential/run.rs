@@ -1,8 +1,10 @@
 //! Plays a session and compares what came of it.
 
+use super::DATABASES;
 use super::generate::{ANSWER_OF_COPY, Ending, Session, Turn};
 use crate::support::client::{Client, Message, message, query};
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 /// What a session was answered: one list a turn, and how it broke off, if it did.
 #[derive(Debug)]
@@ -14,6 +16,9 @@ pub struct Outcome {
     reported: BTreeMap<String, String>,
     broken: Option<String>,
 }
+
+/// A server that has not noticed by then that its client is gone never will.
+const NOTICED: Duration = Duration::from_secs(5);
 
 /// Which of the two ways is played.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,7 +122,35 @@ fn end(mut client: Client, session: &Session) {
         Ending::Close => Ok(()),
         Ending::HalfMessage(len) => client.try_send(&last[..len.min(last.len() - 1)]),
         Ending::Unanswered => client.try_send(&last),
+        Ending::InCopy => {
+            let row = message(b'd', b"4711\tof a client that left\n");
+            let copy = query(format!("copy s{}.t(v, s) from stdin", session.seed));
+            client.try_send(&copy).and_then(|()| client.read_until(b"GZ")).and_then(|_| client.try_send(&row))
+        }
     };
+}
+
+/// What a session has left in its database, once the server has noticed that it is gone.
+pub fn left_behind(session: &Session, port: u16) -> Option<String> {
+    let seed = session.seed;
+    let look = format!(
+        "select (select coalesce(string_agg(t::text, ' ' order by id), '') from s{seed}.t) || \
+         (select count(*) from pg_prepared_xacts where gid like 'differential {seed} %' and database = current_database())"
+    );
+    let [direct, through] =
+        DATABASES.map(|database| Client::login(port, &[("user", "postgres"), ("database", database)]));
+    let mut looks = [direct, through];
+    let start = Instant::now();
+    loop {
+        let [direct, through] = looks.each_mut().map(|client| format!("{:?}", client.try_query(&look)));
+        if direct == through {
+            return None;
+        }
+        if start.elapsed() > NOTICED {
+            return Some(format!("left in the database, directly: {direct}\nthrough: {through}"));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Within a failed transaction PostgreSQL refuses all but its end; which of several possible refusals comes depends on

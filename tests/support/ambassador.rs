@@ -63,6 +63,13 @@ impl Ambassador {
         self.log.lock().unwrap().clone()
     }
 
+    /// What it has logged that it must never log: a panic, or what paranoid mode has found.
+    pub fn complaint(&self) -> Option<String> {
+        let log = self.log.lock().unwrap();
+        let line = log.lines().find(|line| ["panicked at", "paranoid: "].iter().any(|words| line.contains(words)));
+        line.map(str::to_owned)
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -112,7 +119,7 @@ impl Drop for Ambassador {
     fn drop(&mut self) {
         // The invariant that holds for every test: no task has ever panicked (faults.md F35).
         // And paranoid mode, where it is on, has found nothing.
-        let panicked = ["panicked at", "paranoid: "].iter().any(|words| self.log().contains(words));
+        let panicked = self.complaint().is_some();
         let _ = self.child.kill();
         let _ = self.child.wait();
         if panicked && !std::thread::panicking() {
