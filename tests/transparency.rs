@@ -560,7 +560,9 @@ fn one_statement_in_many_traces_is_prepared_once() {
     }
     wait_until("the counts are in", || ambassador.metric("pg_ambassador_client_parses_total") == 20.0);
     assert_eq!(ambassador.metric("pg_ambassador_server_parses_total"), 1.0);
+}
 
+#[test]
 fn a_message_that_waits_for_the_settings_to_be_replayed_keeps_the_server_that_it_waits_for() {
     let ambassador = ambassador(1);
     let over = std::sync::atomic::AtomicBool::new(false);
@@ -608,9 +610,9 @@ fn what_deallocate_all_drops_is_gone_for_what_was_sent_right_behind_it() {
     let ambassador = ambassador(2);
     let [mut one, mut two, mut three] = [(); 3].map(|()| Client::new(ambassador.port));
     // The one server has the statement, and is in use when the other gets it, too.
-    two.query("begin");
+    two.query("begin; select 1");
     one.exchange(&[parse("s", "select 1"), sync()].concat());
-    three.query("begin");
+    three.query("begin; select 1");
     two.query("rollback");
     let drop_all = [parse("", "deallocate all"), bind("", "", &[]), execute("", 0), sync()].concat();
     one.send(&[drop_all, bind("", "s", &[]), execute("", 0), sync()].concat());

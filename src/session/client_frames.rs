@@ -406,7 +406,7 @@ impl Session {
                 self.pass_rest(cut);
                 // Behind a COPY that waits for data nothing but data may be sent.
                 if analysis.effects.has(Effects::RESET) && !(analysis.copies && analysis.statements > 1) {
-                    self.restore_startup(server, to_server);
+                    self.restore_startup(concerns_identity(cut.body(input)), server, to_server);
                 }
                 if self.marks > 0 && !analysis.copies {
                     self.send_marks(server, to_server);
@@ -439,8 +439,8 @@ impl Session {
                 self.skipping = false;
                 self.batch = self.batch.wrapping_add(1);
                 to_server.pass(cut.range());
-                if std::mem::take(&mut self.resets) && server.pipeline.copy == Copy::None {
-                    self.restore_startup(server, to_server);
+                if let Some(identity) = self.resets.take().filter(|_| server.pipeline.copy == Copy::None) {
+                    self.restore_startup(identity, server, to_server);
                 }
                 if self.marks > 0 && server.pipeline.copy == Copy::None {
                     self.send_marks(server, to_server);
@@ -692,7 +692,9 @@ impl Session {
         if analysis.effects.has(NAMING) {
             server.note_values(body);
         }
-        self.resets |= analysis.effects.has(Effects::RESET);
+        if analysis.effects.has(Effects::RESET) {
+            self.resets = Some(self.resets == Some(true) || concerns_identity(text));
+        }
         self.bound_commits = analysis.commits;
     }
 
@@ -1142,6 +1144,13 @@ fn names_statement(tag: FrontendTag, body: &[u8]) -> bool {
         | FrontendTag::Sync
         | FrontendTag::Terminate => false,
     }
+}
+
+/// Whether a text that resets something may reset the role.
+fn concerns_identity(text: &[u8]) -> bool {
+    let text = frontend::query(text).to_ascii_lowercase();
+    let has = |word: &[u8]| text.windows(word.len()).any(|window| window == word);
+    has(b"role") || has(b"authorization") || has(b"all")
 }
 
 /// Whether a client names what only we may name: a statement that others share. The bare prefix, which is sent in place

@@ -66,8 +66,8 @@ pub struct Session {
     startup: Settings,
     /// What the statements may leave behind that SQL has prepared.
     sql_prepared: Option<Box<SqlPrepared>>,
-    /// A message of this batch may have reset settings.
-    resets: bool,
+    /// A message of this batch may have reset settings; the role as well?
+    resets: Option<bool>,
     /// What it listens to, if it ever did.
     channels: Option<Box<channels::Channels>>,
     /// UNLISTENs of this batch.
@@ -309,7 +309,7 @@ impl Session {
             startup: settings.clone(),
             settings,
             sql_prepared: None,
-            resets: false,
+            resets: None,
             channels: None,
             marks: 0,
             asks_sequences: false,

@@ -96,7 +96,6 @@ impl Findings {
             // A setting by that name does not exist.
             b"s" if value.is_none() => {}
             b"s" => self.settings.push((name, text)),
-            b"r" if text == "none" => {}
             b"r" => self.settings.push((name, text)),
             b"u" => self.user = Some(text),
             b"t" => self.pins.set(Pin::Temporary, true),
@@ -234,7 +233,11 @@ impl Session {
     /// The settings of the session on the server are these. Those that it began with and has no more were reset, and a
     /// reset takes them back to what they were at the login.
     fn settings_are(&mut self, shared: &Interners, server: &mut ServerSide, list: Vec<(String, String)>) {
-        let known = shared.settings.intern(list);
+        // No role is what a session begins with, unless it has begun with one: then it is what the client has set. (A reset
+        // would have been followed by what it began with, see `restore_startup`.)
+        let began_with_role = self.startup.get("role").is_some();
+        let known =
+            shared.settings.intern(list.into_iter().filter(|(n, v)| n != "role" || v != "none" || began_with_role));
         let reset = self.startup.iter().filter(|(name, _)| known.get(name).is_none());
         let mine: Vec<(&str, &str)> = reset.chain(known.iter()).collect();
         self.settings = shared.settings.intern(mine);
@@ -243,11 +246,14 @@ impl Session {
 
     /// Behind a message that may have reset settings: they are to be what they were at the login. PostgreSQL itself would
     /// do that, had it been told them in the startup packet.
-    pub(super) fn restore_startup(&mut self, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
-        if self.startup.is_empty() {
+    ///
+    /// `identity`: what the session began with as its role may be among them.
+    pub(super) fn restore_startup(&mut self, identity: bool, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
+        let (names, values): (Vec<&str>, Vec<&str>) =
+            self.startup.iter().filter(|(name, _)| identity || *name != "role").unzip();
+        if names.is_empty() {
             return;
         }
-        let (names, values): (Vec<&str>, Vec<&str>) = self.startup.iter().unzip();
         let (names, values) = (array(&names), array(&values));
         server.ask_own(Own::Restore, &[Some(names.as_bytes()), Some(values.as_bytes())], None, to_server);
     }
