@@ -3,6 +3,7 @@
 use crate::admin::command::Shutdown;
 use crate::admin::{Operator, Request, SqlConsole, http, metrics};
 use crate::auth::Method;
+use crate::auth::scram::Mock;
 use crate::client::{CancelLane, Clients, Context, Door, DoorTls};
 use crate::config::{self, Config, Fault, File, Sources, StartupPolicy};
 use crate::drain::{self, Notice, Plan, Signals};
@@ -122,7 +123,7 @@ impl Ambassador {
             limits: RwLock::new(Arc::new(config.limits.clone())),
             login_timeout: config.login_timeout,
             console: Arc::clone(&console) as Arc<dyn crate::client::Console>,
-            mock_secret: random::bytes(),
+            mock: Mock::new(&random::bytes()),
             names: crate::client::Names::default(),
             sources: std::sync::Mutex::default(),
             counters: crate::client::Counters::default(),

@@ -6,7 +6,10 @@
 use aws_lc_rs::{digest, hmac, pbkdf2};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use std::borrow::Cow;
 use std::num::NonZeroU32;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -43,13 +46,34 @@ pub enum ScramError {
 }
 
 /// What `pg_authid` stores for a SCRAM user.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Verifier {
     iterations: u32,
     salt: Vec<u8>,
     stored_key: [u8; KEY],
     server_key: [u8; KEY],
+    /// What every login against it begins with.
+    ready: OnceLock<Ready>,
 }
+
+/// What is the same in every exchange with one verifier.
+#[derive(Clone)]
+struct Ready {
+    /// `StoredKey` and `ServerKey` as HMAC uses them: half of the hashing of a short message is hashing its key.
+    stored_key: hmac::Key,
+    server_key: hmac::Key,
+    /// See [`parameters`].
+    parameters: String,
+}
+
+impl PartialEq for Verifier {
+    fn eq(&self, other: &Self) -> bool {
+        (self.iterations, &self.salt, self.stored_key, self.server_key)
+            == (other.iterations, &other.salt, other.stored_key, other.server_key)
+    }
+}
+
+impl Eq for Verifier {}
 
 impl std::fmt::Debug for Verifier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -71,7 +95,11 @@ impl std::fmt::Debug for Keys {
 }
 
 fn hmac_sha256(key: &[u8], data: &[u8]) -> [u8; KEY] {
-    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), data);
+    sign(&hmac::Key::new(hmac::HMAC_SHA256, key), data)
+}
+
+fn sign(key: &hmac::Key, data: &[u8]) -> [u8; KEY] {
+    let tag = hmac::sign(key, data);
     let mut out = [0; KEY];
     out.copy_from_slice(tag.as_ref());
     out
@@ -95,7 +123,15 @@ fn decode(text: &str) -> Result<Vec<u8>, ScramError> {
 }
 
 fn decode_key(text: &str) -> Result<[u8; KEY], ScramError> {
-    decode(text)?.try_into().map_err(|_| ScramError::Malformed)
+    if text.len() > MAX_FIELD {
+        return Err(ScramError::Bounds);
+    }
+    // One byte more than a key has, which is what base64 of a key could be the beginning of.
+    let mut bytes = [0; KEY + 1];
+    match BASE64.decode_slice(text, &mut bytes) {
+        Ok(KEY) => Ok(std::array::from_fn(|i| bytes[i])),
+        Ok(_) | Err(_) => Err(ScramError::Malformed),
+    }
 }
 
 impl Keys {
@@ -121,6 +157,7 @@ impl Verifier {
             salt: salt.to_vec(),
             stored_key: sha256(&keys.client_key),
             server_key: keys.server_key,
+            ready: OnceLock::new(),
         }
     }
 
@@ -136,6 +173,7 @@ impl Verifier {
             salt: decode(salt).ok()?,
             stored_key: decode_key(stored_key).ok()?,
             server_key: decode_key(server_key).ok()?,
+            ready: OnceLock::new(),
         })
     }
 
@@ -146,16 +184,62 @@ impl Verifier {
         sha256(&keys.client_key).ct_eq(&self.stored_key).into()
     }
 
-    /// A verifier for a user that does not exist: the same one each time, so that the exchange tells nothing.
+    /// A verifier for a user that does not exist, as [`Mock`] makes it.
     pub fn mock(user: &str, process_secret: &[u8; KEY]) -> Self {
-        let salt = hmac_sha256(process_secret, user.as_bytes());
-        Self {
-            iterations: DEFAULT_ITERATIONS,
-            salt: salt[..16].to_vec(),
-            stored_key: hmac_sha256(process_secret, b"stored"),
-            server_key: hmac_sha256(process_secret, b"server"),
+        Mock::new(process_secret).verifier(user)
+    }
+
+    fn ready(&self) -> &Ready {
+        self.ready.get_or_init(|| Ready {
+            stored_key: hmac::Key::new(hmac::HMAC_SHA256, &self.stored_key),
+            server_key: hmac::Key::new(hmac::HMAC_SHA256, &self.server_key),
+            parameters: parameters(&self.salt, self.iterations),
+        })
+    }
+}
+
+/// Makes verifiers for users that do not exist: the same one each time, so that the exchange tells nothing. All but the
+/// salt is made beforehand, so that an exchange with one takes as long as one with a verifier that is kept.
+pub struct Mock {
+    salts: hmac::Key,
+    stored_key: [u8; KEY],
+    server_key: [u8; KEY],
+    signers: [hmac::Key; 2],
+}
+
+impl std::fmt::Debug for Mock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Mock")
+    }
+}
+
+impl Mock {
+    /// For a process with this secret.
+    pub fn new(process_secret: &[u8; KEY]) -> Self {
+        let salts = hmac::Key::new(hmac::HMAC_SHA256, process_secret);
+        let keys = [b"stored", b"server"].map(|name| sign(&salts, name));
+        let signers = keys.map(|key| hmac::Key::new(hmac::HMAC_SHA256, &key));
+        Self { salts, stored_key: keys[0], server_key: keys[1], signers }
+    }
+
+    /// The verifier of a user.
+    pub fn verifier(&self, user: &str) -> Verifier {
+        let salt = sign(&self.salts, user.as_bytes())[..16].to_vec();
+        let (iterations, [stored_key, server_key]) = (DEFAULT_ITERATIONS, self.signers.clone());
+        let ready = Ready { stored_key, server_key, parameters: parameters(&salt, iterations) };
+        Verifier {
+            iterations,
+            salt,
+            stored_key: self.stored_key,
+            server_key: self.server_key,
+            ready: OnceLock::from(ready),
         }
     }
+}
+
+/// The attributes that the server's first message ends with.
+fn parameters(salt: &[u8], iterations: u32) -> String {
+    format!("s={},i={iterations}", BASE64.encode(salt))
 }
 
 impl std::fmt::Display for Verifier {
@@ -175,13 +259,15 @@ fn attribute<'a>(rest: &mut std::str::Split<'a, char>, letter: &str) -> Result<&
 
 /// The server's side, waiting for the client's proof.
 pub struct ServerExchange {
-    verifier: Verifier,
+    verifier: Arc<Verifier>,
     /// What the client must send back as its `c` attribute.
-    binding: String,
-    nonce: String,
-    /// The first two messages, as they go into the signature.
+    binding: Cow<'static, str>,
+    /// The client's first message without its header, and ours, as they go into the signature.
     auth_message: String,
-    first: String,
+    /// Where in it our message begins.
+    first: usize,
+    /// Where in it the nonce is.
+    nonce: Range<usize>,
 }
 
 impl ServerExchange {
@@ -189,11 +275,12 @@ impl ServerExchange {
     /// client chose the mechanism with channel binding.
     pub fn start(
         client_first: &[u8],
-        verifier: Verifier,
+        verifier: impl Into<Arc<Verifier>>,
         end_point: Option<&[u8]>,
         plus: bool,
         our_nonce: &str,
     ) -> Result<Self, ScramError> {
+        let verifier = verifier.into();
         let text = std::str::from_utf8(client_first).map_err(|_| ScramError::Malformed)?;
         if text.len() > 2 * MAX_FIELD {
             return Err(ScramError::Bounds);
@@ -204,31 +291,39 @@ impl ServerExchange {
         if !authzid.is_empty() {
             return Err(ScramError::Malformed);
         }
-        let header = format!("{flag},,");
-        let binding = match (flag, plus, end_point) {
-            ("n", false, _) => header.clone().into_bytes(),
+        let binding: Cow<'static, str> = match (flag, plus, end_point) {
+            // Of "n,,", and of "y,,".
+            ("n", false, _) => "biws".into(),
             // "I could, but you cannot": a lie told by someone in between, if we did offer it.
-            ("y", false, None) => header.clone().into_bytes(),
-            ("p=tls-server-end-point", true, Some(end_point)) => [header.as_bytes(), end_point].concat(),
+            ("y", false, None) => "eSws".into(),
+            ("p=tls-server-end-point", true, Some(end_point)) => {
+                BASE64.encode([flag.as_bytes(), b",,", end_point].concat()).into()
+            }
             ("n" | "y" | "p=tls-server-end-point", ..) => return Err(ScramError::Binding),
             _ => return Err(ScramError::Malformed),
         };
-        let bare = text.get(header.len()..).ok_or(ScramError::Malformed)?;
+        let bare = text.get(flag.len() + 2..).ok_or(ScramError::Malformed)?;
         // The user was named in the startup packet; the name here is ignored, as PostgreSQL does.
         attribute(&mut fields, "n")?;
         let client_nonce = attribute(&mut fields, "r")?;
         if client_nonce.is_empty() || !client_nonce.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(ScramError::Malformed);
         }
-        let nonce = format!("{client_nonce}{our_nonce}");
-        let first = format!("r={nonce},s={},i={}", BASE64.encode(&verifier.salt), verifier.iterations);
-        let auth_message = format!("{bare},{first}");
-        Ok(Self { verifier, binding: BASE64.encode(binding), nonce, auth_message, first })
+        let parameters = &verifier.ready().parameters;
+        let nonce = client_nonce.len() + our_nonce.len();
+        // The client's last message, which is put behind, has the nonce once more and little else.
+        let mut auth_message = String::with_capacity(bare.len() + 2 * nonce + parameters.len() + binding.len() + 16);
+        auth_message.extend([bare, ","]);
+        let first = auth_message.len();
+        auth_message.extend(["r=", client_nonce, our_nonce]);
+        let nonce = first + 2..auth_message.len();
+        auth_message.extend([",", parameters]);
+        Ok(Self { verifier, binding, auth_message, first, nonce })
     }
 
     /// Our first message.
     pub fn message(&self) -> &str {
-        &self.first
+        &self.auth_message[self.first..]
     }
 
     /// Takes the client's proof; gives our final message, and the keys that log in elsewhere as this user.
@@ -241,19 +336,24 @@ impl ServerExchange {
         if binding != self.binding {
             return Err(ScramError::Binding);
         }
-        if nonce != self.nonce {
+        let Self { verifier, mut auth_message, .. } = self;
+        if *nonce != auth_message[self.nonce] {
             return Err(ScramError::Malformed);
         }
         let proof = decode_key(proof)?;
-        let auth_message = format!("{},{without_proof}", self.auth_message);
-        let signature = hmac_sha256(&self.verifier.stored_key, auth_message.as_bytes());
+        auth_message.extend([",", without_proof]);
+        let ready = verifier.ready();
+        let signature = sign(&ready.stored_key, auth_message.as_bytes());
         let client_key = xor(&proof, &signature);
-        if !bool::from(sha256(&client_key).ct_eq(&self.verifier.stored_key)) {
+        if !bool::from(sha256(&client_key).ct_eq(&verifier.stored_key)) {
             return Err(ScramError::Proof);
         }
-        let server_signature = hmac_sha256(&self.verifier.server_key, auth_message.as_bytes());
-        let keys = Keys { client_key, server_key: self.verifier.server_key };
-        Ok((format!("v={}", BASE64.encode(server_signature)), keys))
+        let server_signature = sign(&ready.server_key, auth_message.as_bytes());
+        let keys = Keys { client_key, server_key: verifier.server_key };
+        let mut last = String::with_capacity(2 + KEY.div_ceil(3) * 4);
+        last.push_str("v=");
+        BASE64.encode_string(server_signature, &mut last);
+        Ok((last, keys))
     }
 }
 
@@ -396,6 +496,29 @@ mod tests {
         assert_eq!(exchange("Pencil", &verifier, Binding::None, None), Err(ScramError::Proof));
         assert_eq!(exchange("", &verifier, Binding::None, None), Err(ScramError::Proof));
         assert_eq!(exchange("pencil", &Verifier::mock("x", &[1; 32]), Binding::None, None), Err(ScramError::Proof));
+    }
+
+    #[test]
+    fn i18_whoever_does_not_exist_has_the_same_verifier_each_time_and_another_than_others() {
+        let mock = Mock::new(&[7; 32]);
+        let first_message = |user: &str| {
+            let exchange = ServerExchange::start(b"n,,n=,r=abc", mock.verifier(user), None, false, "def").unwrap();
+            exchange.message().to_owned()
+        };
+        assert_eq!(first_message("ann"), first_message("ann"));
+        assert_ne!(first_message("ann"), first_message("bob"));
+        let real = Verifier::new("pencil", &[1; 16], ITERATIONS);
+        let real = ServerExchange::start(b"n,,n=,r=abc", real, None, false, "def").unwrap();
+        assert_eq!(first_message("ann").len(), real.message().len(), "nothing about its message is special");
+    }
+
+    #[test]
+    fn a_verifier_serves_any_number_of_exchanges() {
+        let verifier = Verifier::new("pencil", b"salt", ITERATIONS);
+        for _ in 0..3 {
+            assert_eq!(exchange("pencil", &verifier, Binding::None, None), Ok(()));
+            assert_eq!(exchange("Pencil", &verifier, Binding::None, None), Err(ScramError::Proof));
+        }
     }
 
     #[test]

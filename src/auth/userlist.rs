@@ -7,16 +7,16 @@ use super::scram::{DEFAULT_ITERATIONS, Verifier};
 use crate::secret::SecretString;
 use std::collections::HashMap;
 use std::num::NonZeroU32;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// What we know of a user to check a login by.
 pub enum Secret {
     /// The password itself. The verifier is derived at the first SCRAM login, not at each.
-    Password(SecretString, OnceLock<Verifier>),
+    Password(SecretString, OnceLock<Arc<Verifier>>),
     /// PostgreSQL's MD5 hash.
     Md5(SecretString),
     /// A SCRAM verifier.
-    Scram(Verifier),
+    Scram(Arc<Verifier>),
 }
 
 impl std::fmt::Debug for Secret {
@@ -33,7 +33,7 @@ impl Secret {
     /// Tells the three kinds apart as PostgreSQL does (`get_password_type`).
     pub fn parse(text: &str) -> Self {
         if let Some(verifier) = Verifier::parse(text) {
-            return Self::Scram(verifier);
+            return Self::Scram(Arc::new(verifier));
         }
         match text.strip_prefix("md5") {
             Some(hex) if hex.len() == 32 && hex.bytes().all(|b| b.is_ascii_hexdigit()) => {
@@ -45,12 +45,13 @@ impl Secret {
 
     /// The verifier for a SCRAM login; none can be made from an MD5 hash. Slow the first time for a
     /// password, and then `salt` is asked for a random one.
-    pub fn verifier(&self, salt: impl FnOnce() -> [u8; 16]) -> Option<Verifier> {
+    pub fn verifier(&self, salt: impl FnOnce() -> [u8; 16]) -> Option<Arc<Verifier>> {
         match self {
-            Self::Scram(verifier) => Some(verifier.clone()),
+            Self::Scram(verifier) => Some(Arc::clone(verifier)),
             Self::Password(password, verifier) => {
                 let iterations = NonZeroU32::new(DEFAULT_ITERATIONS)?;
-                Some(verifier.get_or_init(|| Verifier::new(password.expose(), &salt(), iterations)).clone())
+                let derive = || Arc::new(Verifier::new(password.expose(), &salt(), iterations));
+                Some(Arc::clone(verifier.get_or_init(derive)))
             }
             Self::Md5(_) => None,
         }

@@ -2,7 +2,7 @@
 
 use super::Context;
 use super::entry::{Identity, Listed};
-use crate::auth::scram::{SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ServerExchange, Verifier};
+use crate::auth::scram::{SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ServerExchange};
 use crate::auth::{self, Decision, Facts, Method, Secret, Transport};
 use crate::credentials::{PassThrough, Proof};
 use crate::net::tls::{self, ALPN};
@@ -315,7 +315,7 @@ impl<'a> Visitor<'a> {
     async fn scram(&mut self, startup: &Startup, secret: Option<&Secret>) -> Result<Proof, Ended> {
         let verifier = secret.and_then(|secret| secret.verifier(random::bytes));
         // Whoever is not known plays against a verifier that nobody has the password for (faults.md I18).
-        let verifier = verifier.unwrap_or_else(|| Verifier::mock(&startup.user, &self.context.mock_secret));
+        let verifier = verifier.unwrap_or_else(|| Arc::new(self.context.mock.verifier(&startup.user)));
         let end_point = self.tls.as_ref().and_then(|tls| tls.end_point.clone());
         let mechanisms: &[&str] =
             if end_point.is_some() { &[SCRAM_SHA_256_PLUS, SCRAM_SHA_256] } else { &[SCRAM_SHA_256] };
@@ -371,7 +371,7 @@ impl<'a> Visitor<'a> {
             ),
             Some(Secret::Scram(verifier)) => verifier.fits(password),
             None => {
-                let _ = Verifier::mock(&startup.user, &self.context.mock_secret).fits(password);
+                let _ = self.context.mock.verifier(&startup.user).fits(password);
                 false
             }
         };

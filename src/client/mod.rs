@@ -15,6 +15,7 @@ pub use limits::Limits;
 pub use login::{AuthQuery, Door, DoorTls};
 
 use crate::auth::UserList;
+use crate::auth::scram::Mock;
 use crate::credentials::{BoxFuture, PassThrough, Proof};
 use crate::listen::Hubs;
 use crate::net::Stream;
@@ -53,8 +54,8 @@ pub struct Context {
     pub login_timeout: Duration,
     /// The console, for those who ask for its database.
     pub console: Arc<dyn Console>,
-    /// What mock verifiers are made from.
-    pub mock_secret: [u8; 32],
+    /// What users play against who are not known.
+    pub mock: Mock,
     /// Names that many clients share.
     pub names: Names,
     /// Sources of passed-through logins.
