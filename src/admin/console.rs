@@ -72,14 +72,14 @@ impl Console for SqlConsole {
                     format!("user \"{user}\" may not use the console"),
                 )
                 .hint("Name it in console.stats_users or console.admin_users.");
-                crate::client::login::refuse(login.stream, &report).await;
+                crate::client::login::refuse(login.stream, login.unsent, &report).await;
                 return;
             }
             let session = Session {
                 operator,
                 stream: login.stream,
                 input: login.input,
-                output: Vec::new(),
+                output: login.unsent,
                 user,
                 is_admin,
                 statements: HashMap::new(),

@@ -6,7 +6,7 @@ use crate::auth::scram::{SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ServerExchange};
 use crate::auth::{self, Decision, Facts, Method, Secret, Transport};
 use crate::credentials::{PassThrough, Proof};
 use crate::net::tls::{self, ALPN};
-use crate::net::{Socket, Stream};
+use crate::net::{Socket, Stream, scratch};
 use crate::pool::directory::{NoSuchDatabase, Purpose, Replication};
 use crate::pool::{Full, LeaseError, Member, PoolSet};
 use crate::random;
@@ -58,6 +58,9 @@ pub struct LoggedIn {
     pub place: Option<super::entry::Place>,
     /// What its login has shown that logs in elsewhere.
     pub proof: Option<Proof>,
+    /// What goes out in front of the next thing that it is sent: as PostgreSQL does, the end of a SCRAM exchange waits
+    /// for what follows it.
+    pub unsent: Vec<u8>,
 }
 
 impl LoggedIn {
@@ -99,8 +102,17 @@ struct Visitor<'a> {
     stream: Stream,
     peer: Option<SocketAddr>,
     buf: Vec<u8>,
+    /// What it is sent next.
+    output: Vec<u8>,
     tls: Option<Arc<DoorTls>>,
+    /// No TLS handshake is half done.
+    reachable: bool,
 }
+
+/// How much is read at once before somebody has logged in.
+const CHUNK: usize = 1024;
+/// Room for the longest message of a SCRAM exchange.
+const ANSWER: usize = 128;
 
 /// Leads a connection to its session. The caller bounds the time.
 ///
@@ -112,23 +124,25 @@ pub async fn login(
     stream: Stream,
     peer: Option<SocketAddr>,
 ) -> Result<LoggedIn, (Option<Stream>, Ended)> {
-    let mut visitor = Visitor { context, door, stream, peer, buf: Vec::new(), tls: None };
+    let mut visitor =
+        Visitor { context, door, stream, peer, buf: Vec::new(), output: Vec::new(), tls: None, reachable: true };
     let startup = match visitor.greet().await {
-        Ok((greeted, startup)) => {
-            visitor = greeted;
-            startup
-        }
-        Err(ended) => return Err(ended),
+        Ok(startup) => startup,
+        // Whom a TLS handshake has failed with nothing more can be said to.
+        Err(ended) => return Err((visitor.reachable.then_some(visitor.stream), ended)),
     };
     match visitor.admit(&startup).await {
-        Ok((place, proof)) => Ok(LoggedIn { stream: visitor.stream, peer, input: visitor.buf, startup, place, proof }),
+        Ok((place, proof)) => {
+            let Visitor { stream, buf: input, output: unsent, .. } = visitor;
+            Ok(LoggedIn { stream, peer, input, startup, place, proof, unsent })
+        }
         Err(ended) => Err((Some(visitor.stream), ended)),
     }
 }
 
-/// Tells a client why it is refused, if it listens.
-pub async fn refuse(mut stream: Stream, report: &Report) {
-    let mut message = Vec::new();
+/// Tells a client why it is refused, if it listens, behind what it is to be sent before that.
+pub async fn refuse(mut stream: Stream, unsent: Vec<u8>, report: &Report) {
+    let mut message = unsent;
     report.clone().fatal().write(&mut message);
     if stream.write_all(&message).await.is_ok() {
         stream.close(&[]);
@@ -138,52 +152,52 @@ pub async fn refuse(mut stream: Stream, report: &Report) {
 impl<'a> Visitor<'a> {
     /// Reads until `buf` holds `len` bytes.
     async fn fill(&mut self, len: usize) -> Result<(), Ended> {
-        let mut chunk = [0; 1024];
         while self.buf.len() < len {
-            match self.stream.read(&mut chunk).await? {
-                0 => return Err(Ended::Silently("closed before the login was complete")),
-                read => self.buf.extend_from_slice(&chunk[..read]),
+            let (stream, buf) = (&mut self.stream, &mut self.buf);
+            // Through the thread's buffer: one of its own would have to be made, cleared and kept while it waits.
+            let read = std::future::poll_fn(|cx| {
+                scratch::with(|scratch| {
+                    let chunk = &mut scratch.input[..CHUNK];
+                    stream.poll_read(cx, chunk).map_ok(|read| {
+                        buf.extend_from_slice(&chunk[..read]);
+                        // It may have been a password.
+                        chunk[..read].fill(0);
+                        read
+                    })
+                })
+            });
+            if read.await? == 0 {
+                return Err(Ended::Silently("closed before the login was complete"));
             }
         }
         Ok(())
     }
 
     /// Reads first packets until there is a startup message.
-    async fn greet(mut self) -> Result<(Self, Startup), (Option<Stream>, Ended)> {
+    async fn greet(&mut self) -> Result<Startup, Ended> {
         // At most one request for each: PostgreSQL itself recursed here without end (CVE-2026-6479).
         let (mut asked_tls, mut asked_gss) = (false, false);
-        macro_rules! check {
-            ($result:expr) => {
-                match $result {
-                    Ok(value) => value,
-                    Err(ended) => return Err((Some(self.stream), ended.into())),
-                }
-            };
-        }
         loop {
-            check!(self.fill(1).await);
+            self.fill(1).await?;
             if self.buf[0] == startup::TLS_HANDSHAKE && self.tls.is_none() && !asked_gss {
-                self = self.start_tls(true).await.map_err(|ended| (None, ended))?;
+                self.start_tls(true).await?;
                 continue;
             }
-            check!(self.fill(4).await);
-            let len = check!(startup::packet_len(&self.buf).map_err(silent)).unwrap_or(0);
-            check!(self.fill(len).await);
-            let hello = match Hello::parse(&self.buf[..len]) {
-                Ok(hello) => hello,
-                Err(error) => return Err((Some(self.stream), startup_error(&error))),
-            };
+            self.fill(4).await?;
+            let len = startup::packet_len(&self.buf).map_err(silent)?.unwrap_or(0);
+            self.fill(len).await?;
+            let hello = Hello::parse(&self.buf[..len]).map_err(|error| startup_error(&error))?;
             self.buf.drain(..len);
             match hello {
                 Hello::Startup(startup) => {
                     if self.door.tls_required && self.tls.is_none() {
                         let report = Report::ours(SqlState::INVALID_AUTHORIZATION, "this listener requires TLS")
                             .hint("Connect with sslmode=require or better.");
-                        return Err((Some(self.stream), report.into()));
+                        return Err(report.into());
                     }
-                    return Ok((self, startup));
+                    return Ok(startup);
                 }
-                Hello::Cancel(key) => return Err((Some(self.stream), Ended::Cancel(key))),
+                Hello::Cancel(key) => return Err(Ended::Cancel(key)),
                 Hello::Tls if !asked_tls && self.tls.is_none() => {
                     asked_tls = true;
                     // What came behind the request came unencrypted, and must not be taken for what comes encrypted
@@ -194,15 +208,15 @@ impl<'a> Visitor<'a> {
                             "received unencrypted data after SSL request",
                         )
                         .detail("This could be either a client-software bug or evidence of an attempted man-in-the-middle attack.");
-                        return Err((Some(self.stream), report.into()));
+                        return Err(report.into());
                     }
                     let offered = self.door.tls.read().unwrap_or_else(PoisonError::into_inner).is_some();
                     if !offered {
-                        check!(self.stream.write_all(b"N").await);
+                        self.stream.write_all(b"N").await?;
                         continue;
                     }
-                    check!(self.stream.write_all(b"S").await);
-                    self = self.start_tls(false).await.map_err(|ended| (None, ended))?;
+                    self.stream.write_all(b"S").await?;
+                    self.start_tls(false).await?;
                 }
                 Hello::Gss if !asked_gss && self.tls.is_none() => {
                     asked_gss = true;
@@ -211,29 +225,32 @@ impl<'a> Visitor<'a> {
                             SqlState::PROTOCOL_VIOLATION,
                             "received unencrypted data after GSSAPI encryption request",
                         );
-                        return Err((Some(self.stream), report.into()));
+                        return Err(report.into());
                     }
-                    check!(self.stream.write_all(b"N").await);
+                    self.stream.write_all(b"N").await?;
                 }
                 Hello::Tls | Hello::Gss => {
-                    return Err((Some(self.stream), Ended::Silently("asked for encryption again")));
+                    return Err(Ended::Silently("asked for encryption again"));
                 }
             }
         }
     }
 
-    async fn start_tls(mut self, direct: bool) -> Result<Self, Ended> {
+    async fn start_tls(&mut self, direct: bool) -> Result<(), Ended> {
+        self.reachable = false;
         let Some(tls) = self.door.tls.read().unwrap_or_else(PoisonError::into_inner).clone() else {
             return Err(Ended::Silently("began with TLS, and this listener has none"));
         };
         let received = std::mem::take(&mut self.buf);
-        let stream = self.stream.accept_tls(Arc::clone(&tls.config), &received).await?;
-        let protocol = stream.tls().and_then(|c| c.alpn_protocol());
+        self.stream.accept_tls(Arc::clone(&tls.config), &received).await?;
+        let protocol = self.stream.tls().and_then(|c| c.alpn_protocol());
         // Without the round trip that shows a client to speak PostgreSQL, only the negotiated protocol does.
         if direct && protocol != Some(ALPN) {
             return Err(Ended::Silently("began with TLS, but not for PostgreSQL"));
         }
-        Ok(Self { stream, tls: Some(tls), ..self })
+        self.tls = Some(tls);
+        self.reachable = true;
+        Ok(())
     }
 
     /// Makes the client prove who it is.
@@ -306,9 +323,10 @@ impl<'a> Visitor<'a> {
     }
 
     async fn ask(&mut self, request: AuthRequest<'_>) -> Result<Zeroizing<Vec<u8>>, Ended> {
-        let mut message = Vec::new();
-        reply::authentication(&mut message, request);
-        self.stream.write_all(&message).await?;
+        self.output.reserve(ANSWER);
+        reply::authentication(&mut self.output, request);
+        self.stream.write_all(&self.output).await?;
+        self.output.clear();
         self.password_message().await
     }
 
@@ -333,9 +351,7 @@ impl<'a> Visitor<'a> {
             ServerExchange::start(first, verifier, end_point.as_deref(), plus, &random::nonce()).map_err(failed)?;
         let answer = self.ask(AuthRequest::SaslContinue(exchange.message().as_bytes())).await?;
         let (last, keys) = exchange.finish(&answer).map_err(failed)?;
-        let mut message = Vec::new();
-        reply::authentication(&mut message, AuthRequest::SaslFinal(last.as_bytes()));
-        self.stream.write_all(&message).await?;
+        reply::authentication(&mut self.output, AuthRequest::SaslFinal(last.as_bytes()));
         Ok(Proof::Keys(keys))
     }
 
@@ -490,7 +506,8 @@ pub async fn open(context: &Context, login: &mut LoggedIn, place: super::entry::
         long_key: startup.spoken_minor() >= 2,
     };
     let listed = context.clients.list(place, identity, &login.stream, login.peer);
-    let mut message = Vec::with_capacity(512);
+    let mut message = std::mem::take(&mut login.unsent);
+    message.reserve(512);
     reply::authentication(&mut message, AuthRequest::Ok);
     for (name, value) in params.iter() {
         reply::parameter_status(&mut message, name, value);

@@ -190,7 +190,7 @@ async fn open(
     let mut login = match login {
         Ok(Ok(login)) => login,
         Ok(Err((stream, ended))) => {
-            conclude(context, stream, ended, peer).await;
+            conclude(context, stream, Vec::new(), ended, peer).await;
             return None;
         }
         // Silently: whoever is this slow does not listen either.
@@ -207,7 +207,7 @@ async fn open(
     }
     if context.closed.load(Ordering::Relaxed) {
         let report = Report::ours(crate::wire::SqlState::ADMIN_SHUTDOWN, "the pooler is shutting down");
-        conclude(context, Some(login.stream), report.into(), peer).await;
+        conclude(context, Some(login.stream), login.unsent, report.into(), peer).await;
         return None;
     }
     let place = login.take_place()?;
@@ -224,14 +224,14 @@ async fn open(
             Some((Relay::new(login.stream, opened.session, places, upstream, login.input), id))
         }
         Err(ended) => {
-            conclude(context, Some(login.stream), ended, peer).await;
+            conclude(context, Some(login.stream), login.unsent, ended, peer).await;
             None
         }
     }
 }
 
-/// Ends a connection that is no session.
-async fn conclude(context: &Context, stream: Option<Stream>, ended: Ended, peer: Option<SocketAddr>) {
+/// Ends a connection that is no session. What is `unsent` goes out in front of what it may be told.
+async fn conclude(context: &Context, stream: Option<Stream>, unsent: Vec<u8>, ended: Ended, peer: Option<SocketAddr>) {
     match ended {
         Ended::Cancel(key) => {
             context.counters.cancels.fetch_add(1, Ordering::Relaxed);
@@ -246,7 +246,7 @@ async fn conclude(context: &Context, stream: Option<Stream>, ended: Ended, peer:
             context.counters.refused.fetch_add(1, Ordering::Relaxed);
             tracing::info!(peer = peer.map(tracing::field::display), sqlstate = %report.code, "refused: {}", report.message);
             if let Some(stream) = stream {
-                let _ = tokio::time::timeout(Duration::from_secs(1), login::refuse(stream, &report)).await;
+                let _ = tokio::time::timeout(Duration::from_secs(1), login::refuse(stream, unsent, &report)).await;
             }
         }
         Ended::Silently(why) => {

@@ -31,24 +31,23 @@ impl Stream {
         Self { socket, tls: None }
     }
 
-    /// Does the server's part of a TLS handshake; `received` is what of it was read already.
-    pub async fn accept_tls(self, config: Arc<ServerConfig>, received: &[u8]) -> io::Result<Self> {
+    /// Does the server's part of a TLS handshake; `received` is what of it was read already. Of no more use if it fails.
+    pub async fn accept_tls(&mut self, config: Arc<ServerConfig>, received: &[u8]) -> io::Result<()> {
         let connection = ServerConnection::new(config).map_err(io::Error::other)?;
         self.handshake(connection.into(), received).await
     }
 
     /// Does the client's part of a TLS handshake.
-    pub async fn connect_tls(self, config: Arc<ClientConfig>, host: &str) -> io::Result<Self> {
+    pub async fn connect_tls(mut self, config: Arc<ClientConfig>, host: &str) -> io::Result<Self> {
         let name = tls::server_name(host)?;
         let connection = ClientConnection::new(config, name).map_err(io::Error::other)?;
-        self.handshake(connection.into(), &[]).await
+        self.handshake(connection.into(), &[]).await?;
+        Ok(self)
     }
 
-    async fn handshake(self, connection: Connection, received: &[u8]) -> io::Result<Self> {
-        let mut stream =
-            Self { socket: self.socket, tls: Some(Box::new(Tls { connection, pending: received.to_vec() })) };
-        std::future::poll_fn(|cx| stream.poll_handshake(cx)).await?;
-        Ok(stream)
+    async fn handshake(&mut self, connection: Connection, received: &[u8]) -> io::Result<()> {
+        self.tls = Some(Box::new(Tls { connection, pending: received.to_vec() }));
+        std::future::poll_fn(|cx| self.poll_handshake(cx)).await
     }
 
     fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -112,14 +112,15 @@ impl Report {
 
 /// Appends a terminated string; a NUL inside would end it early, so nothing behind one is written.
 fn cstr(out: &mut Vec<u8>, text: &[u8]) {
-    out.extend(text.split(|&b| b == 0).next().unwrap_or_default());
+    let end = text.iter().position(|&b| b == 0).unwrap_or(text.len());
+    out.extend_from_slice(&text[..end]);
     out.push(0);
 }
 
 fn frame(out: &mut Vec<u8>, tag: u8, body: impl FnOnce(&mut Vec<u8>)) {
     out.push(tag);
     let at = out.len();
-    out.extend([0; 4]);
+    out.extend_from_slice(&[0; 4]);
     body(out);
     // Bodies made here are bounded by what went into them; one past 4 GiB cannot be built.
     let len = u32::try_from(out.len() - at).unwrap_or(u32::MAX);
@@ -203,7 +204,7 @@ pub fn authentication(out: &mut Vec<u8>, request: AuthRequest<'_>) {
             AuthRequest::SaslContinue(_) => 11,
             AuthRequest::SaslFinal(_) => 12,
         };
-        body.extend(code.to_be_bytes());
+        body.extend_from_slice(&code.to_be_bytes());
         match request {
             AuthRequest::Ok | AuthRequest::Cleartext => {}
             AuthRequest::Md5(salt) => body.extend(salt),
