@@ -8,7 +8,7 @@ use crate::credentials::{PassThrough, Proof};
 use crate::net::tls::{self, ALPN};
 use crate::net::{Socket, Stream, scratch};
 use crate::pool::directory::{NoSuchDatabase, Purpose, Replication};
-use crate::pool::{Full, LeaseError, Member, PoolSet};
+use crate::pool::{Full, LeaseError, Member, Pool, PoolSet, Welcome};
 use crate::random;
 use crate::secret::SecretString;
 use crate::session::settings::Settings;
@@ -113,6 +113,8 @@ struct Visitor<'a> {
 const CHUNK: usize = 1024;
 /// Room for the longest message of a SCRAM exchange.
 const ANSWER: usize = 128;
+/// Room for what a client is told at its login that is its own: the cancel key, and that it may begin.
+const OWN_WELCOME: usize = 64;
 
 /// Leads a connection to its session. The caller bounds the time.
 ///
@@ -442,14 +444,15 @@ pub struct Opened {
 
 /// Opens the session of a client that has logged in: checks its database and settings against a server, and welcomes it.
 pub async fn open(context: &Context, login: &mut LoggedIn, place: super::entry::Place) -> Result<Opened, Ended> {
-    let startup = &login.startup;
+    let startup = &mut login.startup;
+    let mut settings = std::mem::take(&mut startup.settings);
+    let startup = &*startup;
     let database =
         context.directory.database(&startup.database).map_err(|error| no_database(&startup.database, &error))?;
     if database.is_disabled() {
         let message = format!("database \"{}\" is disabled", startup.database);
         return Err(Report::ours(SqlState::CANNOT_CONNECT_NOW, message).into());
     }
-    let mut settings = startup.settings.clone();
     if let Some(options) = &startup.options {
         let more = startup::options_settings(options).map_err(|word| {
             Report::ours(SqlState::FEATURE_NOT_SUPPORTED, format!("unsupported word in options: {word:?}"))
@@ -484,20 +487,16 @@ pub async fn open(context: &Context, login: &mut LoggedIn, place: super::entry::
         Report::as_postgres(SqlState::TOO_MANY_CONNECTIONS, format!("too many connections for {whose}"))
             .detail("pg-ambassador: its max_clients is reached")
     })?;
-    let settings = context.interners.settings.intern(settings);
-    let limits = context.limits();
-    let deadline = Instant::now() + limits.checkout;
-    let params = match pools.primary().and_then(|pool| pool.welcome(&settings)) {
-        Some(params) => params,
+    let welcome = match pools.primary().and_then(|pool| pool.welcome(&settings)) {
+        Some(welcome) => welcome,
         // Boxed, as all that dials is: nearly every login does without.
-        None => Box::pin(learn_welcome(&pools, &settings, deadline)).await?,
+        None => Box::pin(learn_welcome(context, &pools, settings)).await?,
     };
     let names = &pools.name;
-    let application_name = settings.get("application_name").unwrap_or_default();
     let identity = Identity {
         user: Arc::clone(&names.user),
         database: Arc::clone(&names.database),
-        application_name: context.names.intern(application_name),
+        application_name: Arc::clone(&welcome.application_name),
         replication: match startup.replication.as_deref() {
             None => "none",
             Some("database") => "logical",
@@ -507,22 +506,48 @@ pub async fn open(context: &Context, login: &mut LoggedIn, place: super::entry::
     };
     let listed = context.clients.list(place, identity, &login.stream, login.peer);
     let mut message = std::mem::take(&mut login.unsent);
-    message.reserve(512);
-    reply::authentication(&mut message, AuthRequest::Ok);
-    for (name, value) in params.iter() {
-        reply::parameter_status(&mut message, name, value);
-    }
+    message.reserve(welcome.messages.len() + OWN_WELCOME);
+    message.extend_from_slice(&welcome.messages);
     reply::key_data(&mut message, listed.entry.key.pid, &listed.entry.key.secret);
     reply::ready(&mut message, TxStatus::Idle);
     login.stream.write_all(&message).await?;
     pools.stats.count_login();
-    let session = Session::new(listed.entry.id, pools.mode(), settings, &params);
+    let session = Session::new(listed.entry.id, pools.mode(), welcome.settings.clone(), &welcome.params);
     Ok(Opened { listed, session, pools, member })
 }
 
-/// Asks a server what a client with these settings is told at its login: it knows which values are good, and how it
-/// writes them.
-async fn learn_welcome(pools: &PoolSet, settings: &Settings, deadline: Instant) -> Result<Arc<Params>, Ended> {
+/// Finds out what a client with these settings is told at its login.
+async fn learn_welcome(
+    context: &Context,
+    pools: &PoolSet,
+    startup: Vec<(String, String)>,
+) -> Result<Arc<Welcome>, Ended> {
+    let settings = context.interners.settings.intern(startup.iter().map(|(name, value)| (name, value)));
+    let known = pools.primary().and_then(|pool| Some((pool.welcome_of(&settings)?, pool)));
+    let (welcome, pool) = match known {
+        Some(known) => known,
+        None => {
+            let (params, pool) = ask_for_params(context, pools, &settings).await?;
+            let mut messages = Vec::with_capacity(512);
+            reply::authentication(&mut messages, AuthRequest::Ok);
+            for (name, value) in params.iter() {
+                reply::parameter_status(&mut messages, name, value);
+            }
+            let application_name = context.names.intern(settings.get("application_name").unwrap_or_default());
+            (Arc::new(Welcome { settings, params, messages: messages.into(), application_name }), pool)
+        }
+    };
+    pool.remember_welcome(startup, Arc::clone(&welcome));
+    Ok(welcome)
+}
+
+/// Asks a server what it reports to a client with these settings: it knows which values are good, and how it writes them.
+async fn ask_for_params(
+    context: &Context,
+    pools: &PoolSet,
+    settings: &Settings,
+) -> Result<(Arc<Params>, Arc<Pool>), Ended> {
+    let deadline = Instant::now() + context.limits().checkout;
     let refused = |error: LeaseError| Ended::Refused(error.report());
     let mut lease = pools.lease_until(0, deadline).await.map_err(refused)?;
     let broken = |error: &dyn std::fmt::Display| {
@@ -538,14 +563,13 @@ async fn learn_welcome(pools: &PoolSet, settings: &Settings, deadline: Instant) 
         Ok(Err(error)) => return Err(broken(&error).into()),
         Err(_) => return Err(broken(&"no answer").into()),
     }
-    let params = Arc::new(lease.params().clone());
-    lease.pool().remember_welcome(settings, Arc::clone(&params));
+    let (params, pool) = (Arc::new(lease.params().clone()), Arc::clone(lease.pool()));
     if pools.mode() == PoolMode::Session || lease.side.may_hold_state() {
         lease.reset_and_finish(std::time::Duration::from_secs(10));
     } else {
         lease.finish(Instant::now());
     }
-    Ok(params)
+    Ok((params, pool))
 }
 
 fn no_database(name: &str, _: &NoSuchDatabase) -> Report {

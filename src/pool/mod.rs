@@ -103,7 +103,7 @@ pub struct Pool {
     apart: Mutex<HashMap<u64, Arc<ServerEntry>>>,
     /// Why the last attempt to connect failed, until one succeeds.
     last_error: Mutex<Option<Arc<DialError>>>,
-    welcomes: Mutex<Vec<(Settings, Arc<Params>)>>,
+    welcomes: Mutex<Vec<(StartupSettings, Arc<Welcome>)>>,
     /// Limits of connections that hold over several pools, in the order in which places are taken.
     limits: Vec<Arc<Semaphore>>,
     telemetry: Arc<Telemetry>,
@@ -155,6 +155,22 @@ impl Drop for Taken {
             drop(Object::take(seat));
         }
     }
+}
+
+/// Settings as they stand in a startup packet.
+type StartupSettings = Vec<(String, String)>;
+
+/// What clients that begin with the same settings are told at their login.
+#[derive(Debug)]
+pub struct Welcome {
+    /// The settings.
+    pub settings: Settings,
+    /// The values that are reported.
+    pub params: Arc<Params>,
+    /// Their messages, and the one in front that says that the client is in.
+    pub messages: Box<[u8]>,
+    /// The name of the application, if one is set.
+    pub application_name: Arc<str>,
 }
 
 /// Places within limits, held by the connection they are for.
@@ -871,20 +887,28 @@ impl Pool {
         }
     }
 
-    /// What a client with these settings is told at its login, if some client was before.
-    pub fn welcome(&self, settings: &Settings) -> Option<Arc<Params>> {
-        lock(&self.welcomes).iter().find(|(s, _)| s.same(settings)).map(|(_, params)| Arc::clone(params))
+    /// What a client with these settings is told at its login, if some client was before. They are compared as they
+    /// stand in the startup packet: nearly all clients of a program write the same.
+    pub fn welcome(&self, startup: &[(String, String)]) -> Option<Arc<Welcome>> {
+        lock(&self.welcomes).iter().find(|(known, _)| known == startup).map(|(_, welcome)| Arc::clone(welcome))
     }
 
-    /// Remembers what a client with these settings is told.
-    pub fn remember_welcome(&self, settings: &Settings, params: Arc<Params>) {
+    /// What a client with these settings is told, if some client was that wrote them differently.
+    pub fn welcome_of(&self, settings: &Settings) -> Option<Arc<Welcome>> {
+        let welcomes = lock(&self.welcomes);
+        let found = welcomes.iter().find(|(_, welcome)| welcome.settings.same(settings));
+        found.map(|(_, welcome)| Arc::clone(welcome))
+    }
+
+    /// Remembers what a client that writes these settings is told.
+    pub fn remember_welcome(&self, startup: StartupSettings, welcome: Arc<Welcome>) {
         /// Clients whose settings are all their own gain nothing from being remembered.
         const MOST: usize = 64;
         let mut welcomes = lock(&self.welcomes);
         if welcomes.len() >= MOST {
             welcomes.remove(0);
         }
-        welcomes.push((settings.clone(), params));
+        welcomes.push((startup, welcome));
     }
 
     /// The settings a session begins with.
