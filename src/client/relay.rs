@@ -815,7 +815,7 @@ impl Relay {
         self.listed.entry.waits_since(now);
         self.clock.waiting = Some(now);
         self.clock.told = false;
-        self.server = Server::Waiting(Box::pin(async move { pools.lease(client, deadline).await }));
+        self.server = Server::Waiting(Box::pin(async move { pools.lease(client, now, deadline).await }));
     }
 
     fn poll_lease(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {

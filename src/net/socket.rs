@@ -1,10 +1,10 @@
 //! A TCP or unix socket, and the options that make a dead peer show itself.
 
 use super::Address;
-use rustix::net::{RecvFlags, recv};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 use socket2::{SockRef, TcpKeepalive};
 use std::io::{self, IoSlice};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -38,6 +38,13 @@ impl Default for SocketOptions {
 
 /// What is written in one piece although it comes in two.
 const TOGETHER: usize = 1024;
+
+/// How is sent: without waiting, and a closed connection is an error, not a signal. Where there is no flag for the latter,
+/// the signal is ignored: Rust's runtime sees to that.
+#[cfg(not(target_vendor = "apple"))]
+const SEND: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
+#[cfg(target_vendor = "apple")]
+const SEND: SendFlags = SendFlags::DONTWAIT;
 
 impl SocketOptions {
     /// Sets the options, and no-delay, on a TCP socket.
@@ -89,14 +96,17 @@ impl Socket {
         }
     }
 
+    fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
+    }
+
     /// Reads without waiting and without the runtime; `None` if there is nothing to read. `Some(0)` is the end.
     pub(super) fn read_now(&self, buf: &mut [u8], peek: bool) -> io::Result<Option<usize>> {
         let flags = if peek { RecvFlags::PEEK | RecvFlags::DONTWAIT } else { RecvFlags::DONTWAIT };
-        let fd = match self {
-            Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
-        };
-        match recv(fd, buf, flags) {
+        match recv(self.fd(), buf, flags) {
             Ok((read, _)) => Ok(Some(read)),
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(None),
             Err(error) => Err(error.into()),
@@ -168,6 +178,12 @@ impl Socket {
                 return self.poll_write_slices(cx, &[IoSlice::new(head), IoSlice::new(run)]);
             }
         };
+        // Nearly every write finds room: the runtime is only needed to wait for it.
+        match send(self.fd(), one, SEND) {
+            Ok(written) => return Poll::Ready(Ok(written)),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            Err(error) => return Poll::Ready(Err(error.into())),
+        }
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, one),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, one),

@@ -350,7 +350,7 @@ impl Pool {
 
     /// A connection if one is idle right now. Never waits, never dials.
     #[inline]
-    pub fn try_lease(self: &Arc<Self>, client: u64, now: Instant) -> Option<Lease> {
+    pub fn try_lease(self: Arc<Self>, client: u64, now: Instant) -> Option<Lease> {
         loop {
             if !self.gate.is_open() {
                 return None;
@@ -360,15 +360,15 @@ impl Pool {
             let seat = Taken(Some(seat));
             // An empty seat has to be dialled for; giving it up lets the caller queue for it in its turn.
             let server = server?;
-            if let Some(lease) = self.hand_out(server, seat, client, now) {
-                return Some(lease);
+            if let Some(server) = self.hand_out(server, client, now) {
+                return Some(Lease { server, seat, pool: self });
             }
         }
     }
 
-    /// Lends a connection out if it is fit; else closes it and gives its seat up.
+    /// A connection that is fit to be lent out, noted as the client's; another is closed.
     #[inline]
-    fn hand_out(self: &Arc<Self>, server: Box<Server>, seat: Taken, client: u64, now: Instant) -> Option<Lease> {
+    fn hand_out(&self, server: Box<Server>, client: u64, now: Instant) -> Option<Box<Server>> {
         let mut server = server;
         let hot = now.saturating_duration_since(server.idle_since) < HOT;
         if self.is_outdated(&server, now) || (!hot && server.is_stale()) {
@@ -380,7 +380,7 @@ impl Pool {
         server.entry.set_state(ServerState::Active);
         server.entry.set_client(client, now);
         self.stats.count_assignment();
-        Some(Lease { server, seat, pool: Arc::clone(self) })
+        Some(server)
     }
 
     fn is_outdated(&self, server: &Server, now: Instant) -> bool {
@@ -390,16 +390,15 @@ impl Pool {
     /// A connection, waited for and dialled for as long as `deadline` allows.
     pub async fn lease_until(self: &Arc<Self>, client: u64, deadline: Instant) -> Result<Lease, LeaseError> {
         let started = Instant::now();
-        match timeout_at(deadline.into(), self.lease(client, deadline)).await {
+        match timeout_at(deadline.into(), Arc::clone(self).lease(client, started, deadline)).await {
             Ok(result) => result,
             Err(_) => Err(self.timed_out(started.elapsed())),
         }
     }
 
     /// The same for a caller that keeps the time itself: `deadline` only bounds attempts to connect. When it has passed
-    /// the caller drops the future and asks [`Pool::timed_out`] for the reason.
-    pub async fn lease(self: &Arc<Self>, client: u64, deadline: Instant) -> Result<Lease, LeaseError> {
-        let started = Instant::now();
+    /// the caller drops the future and asks [`Pool::timed_out`] for the reason. It began to wait when it `started`.
+    pub async fn lease(self: Arc<Self>, client: u64, started: Instant, deadline: Instant) -> Result<Lease, LeaseError> {
         loop {
             if !self.gate.is_open() {
                 self.gate.opened().await;
@@ -421,8 +420,8 @@ impl Pool {
                 continue;
             }
             if let Some(server) = server {
-                match self.hand_out(server, seat, client, Instant::now()) {
-                    Some(lease) => return Ok(lease),
+                match self.hand_out(server, client, Instant::now()) {
+                    Some(server) => return Ok(Lease { server, seat, pool: self }),
                     None => continue,
                 }
             }
@@ -432,7 +431,7 @@ impl Pool {
                     self.stats.count_assignment();
                     server.entry.set_state(ServerState::Active);
                     server.entry.set_client(client, Instant::now());
-                    return Ok(Lease { server, seat, pool: Arc::clone(self) });
+                    return Ok(Lease { server, seat, pool: self });
                 }
                 // The server is full: queue again, behind a smaller pool.
                 None => drop(seat),

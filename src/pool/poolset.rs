@@ -166,12 +166,12 @@ impl PoolSet {
     }
 
     /// The same for a caller that keeps the time itself, as with [`Pool::lease`].
-    pub async fn lease(&self, client: u64, deadline: Instant) -> Result<Lease, LeaseError> {
+    pub async fn lease(&self, client: u64, started: Instant, deadline: Instant) -> Result<Lease, LeaseError> {
         let primary = match self.primary() {
             Some(primary) => primary,
             None => Box::pin(self.find_primary(deadline)).await?,
         };
-        primary.lease(client, deadline).await
+        primary.lease(client, started, deadline).await
     }
 
     /// Why there was no connection after so long a wait.
