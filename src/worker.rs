@@ -4,6 +4,7 @@ use crate::client::{self, Context, Door};
 use crate::net::listener::{Accepted, Bound};
 use crate::net::{Socket, SocketOptions, Stream};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -36,9 +37,9 @@ struct Team {
 
 type Beat = Box<dyn Fn(usize) + Send + Sync>;
 
-/// A connection that one worker accepted for another, the entrance it came through, and its place among those who have
-/// not proven anything yet.
-type Arrival = (Accepted, Arc<Door>, OwnedSemaphorePermit);
+/// A connection that one worker accepted for another, its other end, the entrance it came through, and its place among
+/// those who have not proven anything yet.
+type Arrival = (Accepted, Option<SocketAddr>, Arc<Door>, OwnedSemaphorePermit);
 
 /// Running workers.
 #[derive(Debug)]
@@ -112,9 +113,9 @@ async fn work(
         tokio::select! {
             _ = beats.tick() => (team.beat)(at),
             arrival = arrivals.recv() => match arrival {
-                Some((accepted, door, slot)) => {
+                Some((accepted, peer, door, slot)) => {
                     if let Ok(socket) = accepted.into_socket() {
-                        welcome(&team, at, socket, door, slot);
+                        welcome(&team, at, socket, peer, door, slot);
                     }
                 }
                 None => return,
@@ -138,13 +139,13 @@ async fn accept(team: Arc<Team>, at: usize, entrance: usize, slots: Arc<Semaphor
         // Who has not proven anything yet takes one of few places: a flood of them waits in the kernel's queue.
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
         match listener.accept().await {
-            Ok(socket) => {
+            Ok((socket, peer)) => {
                 let lightest = team.lightest(at);
                 if lightest == at {
-                    welcome(&team, at, socket, Arc::clone(door), slot);
+                    welcome(&team, at, socket, peer, Arc::clone(door), slot);
                 } else if let Ok(accepted) = Accepted::from_socket(socket) {
                     team.loads[lightest].fetch_add(1, Ordering::Relaxed);
-                    let _ = team.hand_over[lightest].send((accepted, Arc::clone(door), slot));
+                    let _ = team.hand_over[lightest].send((accepted, peer, Arc::clone(door), slot));
                     team.loads[lightest].fetch_sub(1, Ordering::Relaxed);
                 }
             }
@@ -168,7 +169,14 @@ impl Team {
 }
 
 /// Serves a connection in this worker.
-fn welcome(team: &Arc<Team>, at: usize, socket: Socket, door: Arc<Door>, slot: OwnedSemaphorePermit) {
+fn welcome(
+    team: &Arc<Team>,
+    at: usize,
+    socket: Socket,
+    peer: Option<SocketAddr>,
+    door: Arc<Door>,
+    slot: OwnedSemaphorePermit,
+) {
     // Linux hands the options of the listening socket down to what is accepted there.
     if cfg!(not(target_os = "linux"))
         && let Socket::Tcp(stream) = &socket
@@ -180,5 +188,5 @@ fn welcome(team: &Arc<Team>, at: usize, socket: Socket, door: Arc<Door>, slot: O
     }
     team.loads[at].fetch_add(1, Ordering::Relaxed);
     let load = Load(Arc::clone(team), at);
-    tokio::spawn(client::serve(Arc::clone(&team.context), door, Stream::plain(socket), slot, load));
+    tokio::spawn(client::serve(Arc::clone(&team.context), door, Stream::plain(socket), peer, slot, load));
 }

@@ -5,6 +5,7 @@
 
 use super::scram::{DEFAULT_ITERATIONS, Verifier};
 use crate::secret::SecretString;
+use foldhash::fast::RandomState;
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::{Arc, OnceLock};
@@ -70,13 +71,13 @@ pub struct UserListFault {
 /// The users of a list.
 #[derive(Debug, Default)]
 pub struct UserList {
-    users: HashMap<String, Secret>,
+    users: HashMap<String, Secret, RandomState>,
 }
 
 impl UserList {
     /// Reads a list; gives every fault in it.
     pub fn parse(text: &str) -> Result<Self, Vec<UserListFault>> {
-        let mut users = HashMap::new();
+        let mut users = HashMap::default();
         let mut faults = Vec::new();
         for (at, line) in text.lines().enumerate() {
             let line = line.trim();

@@ -6,6 +6,7 @@ use crate::server::ServerEntry;
 use crate::server::entry::CancelOnItsWay;
 use crate::session::Pins;
 use crate::wire::startup::CancelKey;
+use foldhash::fast::RandomState;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -267,7 +268,7 @@ fn random_key(long: bool) -> CancelKey {
 /// All clients, by the process id of their cancel keys.
 #[derive(Debug)]
 pub struct Clients {
-    shards: [Mutex<HashMap<i32, Arc<ClientEntry>>>; 16],
+    shards: [Mutex<HashMap<i32, Arc<ClientEntry>, RandomState>>; 16],
     count: AtomicUsize,
     limit: AtomicUsize,
     next_id: AtomicU64,
@@ -310,7 +311,7 @@ impl Clients {
         })
     }
 
-    fn shard(&self, pid: i32) -> &Mutex<HashMap<i32, Arc<ClientEntry>>> {
+    fn shard(&self, pid: i32) -> &Mutex<HashMap<i32, Arc<ClientEntry>, RandomState>> {
         &self.shards[usize::from(pid.to_le_bytes()[0] & 15)]
     }
 

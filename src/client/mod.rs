@@ -148,11 +148,11 @@ pub async fn serve(
     context: Arc<Context>,
     door: Arc<Door>,
     stream: Stream,
+    peer: Option<SocketAddr>,
     slot: impl Send + 'static,
     load: impl Send + Unpin + 'static,
 ) {
     context.counters.accepted.fetch_add(1, Ordering::Relaxed);
-    let peer = stream.socket().peer();
     // Boxed, so that it is not moved when the task is made.
     let opened = Box::pin(open(&context, &door, stream, peer, slot)).await;
     let Some((relay, id)) = opened else { return };

@@ -96,11 +96,11 @@ pub enum Accepted {
 }
 
 impl Listener {
-    /// Waits for a connection.
-    pub async fn accept(&self) -> io::Result<Socket> {
+    /// Waits for a connection; gives its other end too, where it is TCP.
+    pub async fn accept(&self) -> io::Result<(Socket, Option<SocketAddr>)> {
         match self {
-            Self::Tcp(listener) => Ok(Socket::Tcp(listener.accept().await?.0)),
-            Self::Unix(listener) => Ok(Socket::Unix(listener.accept().await?.0)),
+            Self::Tcp(listener) => listener.accept().await.map(|(stream, peer)| (Socket::Tcp(stream), Some(peer))),
+            Self::Unix(listener) => listener.accept().await.map(|(stream, _)| (Socket::Unix(stream), None)),
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::secret::SecretString;
 use crate::server::{ServerEntry, Target};
 use crate::session::{Interners, PoolMode};
 use crate::telemetry::Telemetry;
+use foldhash::fast::RandomState;
 use rustls::ClientConfig;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -100,7 +101,7 @@ pub struct Directory {
     interners: Arc<Interners>,
     telemetry: Arc<Telemetry>,
     config: RwLock<Arc<Known>>,
-    sets: Mutex<HashMap<(PoolName, Purpose), Arc<PoolSet>>>,
+    sets: Mutex<HashMap<(PoolName, Purpose), Arc<PoolSet>, RandomState>>,
     pauses: Mutex<Pauses>,
     users: Mutex<HashMap<String, UserState>>,
     nodes: Mutex<HashMap<Address, Arc<Node>>>,
@@ -122,7 +123,7 @@ struct UserState {
 }
 
 struct Known {
-    databases: HashMap<String, Arc<Database>>,
+    databases: HashMap<String, Arc<Database>, RandomState>,
     users: HashMap<String, UserConfig>,
 }
 
@@ -167,7 +168,7 @@ impl Directory {
         let directory = Self {
             interners,
             telemetry,
-            config: RwLock::new(Arc::new(Known { databases: HashMap::new(), users: HashMap::new() })),
+            config: RwLock::new(Arc::new(Known { databases: HashMap::default(), users: HashMap::new() })),
             sets: Mutex::default(),
             pauses: Mutex::default(),
             users: Mutex::default(),
@@ -201,7 +202,7 @@ impl Directory {
 
     fn known(&self, config: &DirectoryConfig) -> Result<Known, (String, TlsError)> {
         let before = self.current();
-        let mut databases = HashMap::new();
+        let mut databases = HashMap::default();
         for database in &config.databases {
             let needs_tls = database.tls.mode != SslMode::Disable
                 && database.nodes.iter().any(|node| matches!(node, Address::Tcp { .. }));

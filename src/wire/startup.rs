@@ -141,7 +141,7 @@ impl Startup {
         let pairs = body.strip_suffix(b"\0").ok_or(StartupError::Layout)?;
         let mut words = pairs.split_inclusive(|&b| b == 0).map(|word| {
             let word = word.strip_suffix(b"\0").ok_or(StartupError::Layout)?;
-            std::str::from_utf8(word).map(str::to_owned).map_err(|_| StartupError::Encoding)
+            std::str::from_utf8(word).map_err(|_| StartupError::Encoding)
         });
         let (mut user, mut database) = (None, None);
         let mut startup = Self {
@@ -155,18 +155,19 @@ impl Startup {
         };
         while let Some(name) = words.next().transpose()? {
             let value = words.next().transpose()?.ok_or(StartupError::Layout)?;
-            match name.as_str() {
+            match name {
                 "user" => user = Some(value),
                 "database" => database = Some(value),
-                "options" => startup.options = Some(value),
-                "replication" => startup.replication = (!is_false(&value)).then_some(value),
+                "options" => startup.options = Some(value.to_owned()),
+                "replication" => startup.replication = (!is_false(value)).then(|| value.to_owned()),
                 "" => return Err(StartupError::Layout),
-                option if option.starts_with("_pq_.") => startup.unknown_options.push(name),
-                _ => startup.settings.push((name, value)),
+                option if option.starts_with("_pq_.") => startup.unknown_options.push(name.to_owned()),
+                _ => startup.settings.push((name.to_owned(), value.to_owned())),
             }
         }
-        startup.user = user.filter(|u| !u.is_empty()).ok_or(StartupError::NoUser)?;
-        startup.database = database.filter(|d| !d.is_empty()).unwrap_or_else(|| startup.user.clone());
+        let user = user.filter(|u| !u.is_empty()).ok_or(StartupError::NoUser)?;
+        startup.user = user.to_owned();
+        startup.database = database.filter(|d| !d.is_empty()).unwrap_or(user).to_owned();
         Ok(startup)
     }
 
