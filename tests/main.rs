@@ -25,6 +25,7 @@ mod prepared_without_a_server;
 mod server_loss;
 mod slow;
 mod smoke;
+mod soak;
 mod startup;
 mod support;
 mod tls;

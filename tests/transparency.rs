@@ -620,3 +620,30 @@ fn what_deallocate_all_drops_is_gone_for_what_was_sent_right_behind_it() {
     let answer = one.read_until(b"Z").unwrap();
     assert_eq!((answer[0].tag, answer[0].code()), (b'E', "26000".to_owned()), "{answer:?}");
 }
+
+#[test]
+#[ignore = "prepared again on another server, the constants of a statement are read by the settings of now"]
+fn a_statement_keeps_the_meaning_that_its_constants_had_when_it_was_prepared() {
+    let ambassador = ambassador(1);
+    for (text, change) in [
+        ("select '01/02/2026'::date", "set datestyle = 'SQL, DMY'"),
+        ("select timestamptz '2026-01-01'", "set timezone = 'Asia/Tokyo'"),
+        ("select length('m\u{fc}de')", "set client_encoding = latin1"),
+        ("select length('a\\nb')", "set standard_conforming_strings = off"),
+        ("select count(*) from generate_series(1, 2) i where null = null", "set transform_null_equals = on"),
+        ("select '{null,a}'::text[]", "set array_nulls = off"),
+    ] {
+        for name in ["s", ""] {
+            let [expected, found] = [shared().port(), ambassador.port].map(|port| {
+                let mut client = Client::new(port);
+                client.exchange(&[parse(name, text), sync()].concat());
+                // A simple query would drop the unnamed statement.
+                client.exchange(&[parse("c", change), bind("", "c", &[]), execute("", 0), sync()].concat());
+                // Another client has its own unnamed statement on the server by now.
+                Client::new(port).exchange(&[parse("", "select 1"), sync()].concat());
+                client.exchange(&[bind("", name, &[]), execute("", 0), sync()].concat())
+            });
+            assert_eq!(found, expected, "{text}, {change}, {name:?}");
+        }
+    }
+}
