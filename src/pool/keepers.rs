@@ -31,15 +31,21 @@ impl Keepers {
     }
 
     pub(super) fn remove(&self, client: u64) {
-        if self.count.load(Ordering::Acquire) > 0 {
+        if self.are_there() {
             let mut list = lock(&self.list);
             list.retain(|(id, _)| *id != client);
             self.count.store(list.len(), Ordering::Release);
         }
     }
 
+    /// Whether there are any.
+    #[inline]
+    pub(super) fn are_there(&self) -> bool {
+        self.count.load(Ordering::Acquire) > 0
+    }
+
     fn take(&self) -> Option<Arc<dyn Keeper>> {
-        if self.count.load(Ordering::Acquire) == 0 {
+        if !self.are_there() {
             return None;
         }
         let mut list = lock(&self.list);
@@ -50,9 +56,6 @@ impl Keepers {
 
     /// Asks one of them, and waits for its answer. False if there is none to ask.
     pub(super) async fn ask_one(&self) -> bool {
-        if self.count.load(Ordering::Acquire) == 0 {
-            return false;
-        }
         let answered = self.answered.notified();
         let Some(keeper) = self.take() else { return false };
         keeper.give_back();

@@ -406,9 +406,10 @@ impl Pool {
                     return Err(LeaseError::Disabled(self.name.clone()));
                 }
             }
-            if self.is_full()
+            if self.keepers.are_there()
+                && self.is_full()
                 && self.keepers.ask_one().await
-                && let Some(lease) = self.try_lease(client, Instant::now())
+                && let Some(lease) = Arc::clone(&self).try_lease(client, Instant::now())
             {
                 return Ok(lease);
             }
