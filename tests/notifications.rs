@@ -159,7 +159,8 @@ fn a_lost_listening_connection_is_made_again_and_its_clients_stay() {
     let mut one = login(ambassador.port, &name);
     one.query("listen lost");
     let mut direct = login(shared().port(), "postgres");
-    direct.query(&format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"));
+    let pid = ambassador.show("LISTENERS")[0][3].clone().expect("it is connected");
+    direct.query(&format!("select pg_terminate_backend({pid})"));
     wait_until("the loss is seen", || ambassador.metric("pg_ambassador_listening_connections_lost_total") == 1.0);
     let mut other = login(ambassador.port, &name);
     let mut got = None;

@@ -377,9 +377,11 @@ impl Session {
             FrontendTag::Query => {
                 let found = self.analysed.take();
                 let analysis = found.unwrap_or_else(|| self.analyse(cut, frontend::query(cut.body(input))));
-                if analysis.effects.has(LISTENING) && self.concerns_channels(analysis.effects, cut.body(input)) {
+                if analysis.effects.has(LISTENING)
+                    && let Some(fare) = self.concerns_channels(analysis.effects, cut.body(input), server, to_server)
+                {
                     self.analysed = Some(analysis);
-                    return Ok(Fare::Wait(Next::Channels));
+                    return Ok(fare);
                 }
                 if analysis.effects.has(Effects::LOOKING) {
                     self.hide_others(server, to_server);
@@ -629,9 +631,10 @@ impl Session {
             }
             let text = self.unnamed.as_ref().and_then(|u| u.text.clone().filter(|_| !analysis.effects.is_none()));
             if analysis.effects.has(LISTENING)
-                && self.concerns_channels(analysis.effects, text.as_deref().unwrap_or_default())
+                && let Some(fare) =
+                    self.concerns_channels(analysis.effects, text.as_deref().unwrap_or_default(), server, to_server)
             {
-                return Ok(Fare::Wait(Next::Channels));
+                return Ok(fare);
             }
             self.bound(analysis, text.as_deref().unwrap_or_default(), body, server, to_server);
         } else {
@@ -645,9 +648,10 @@ impl Session {
                         return Ok(wait_for_quiet(to_server));
                     }
                     if statement.analysis.effects.has(LISTENING)
-                        && self.concerns_channels(statement.analysis.effects, &statement.query)
+                        && let Some(fare) =
+                            self.concerns_channels(statement.analysis.effects, &statement.query, server, to_server)
                     {
-                        return Ok(Fare::Wait(Next::Channels));
+                        return Ok(fare);
                     }
                     if statement.analysis.effects.has(Effects::LOOKING) {
                         self.hide_others(server, to_server);
@@ -753,11 +757,21 @@ impl Session {
         }
     }
 
-    /// A statement that listens, or no longer does, or notifies, is about to be sent. True if something else comes first.
+    /// A statement that listens, or no longer does, or notifies, is about to be sent, unless something else comes first.
     #[cold]
-    fn concerns_channels(&mut self, effects: Effects, text: &[u8]) -> bool {
+    fn concerns_channels(
+        &mut self,
+        effects: Effects,
+        text: &[u8],
+        server: &ServerSide,
+        to_server: &mut Outbound<'_>,
+    ) -> Option<Fare> {
+        // The answer that is due says what was committed before this, and must not be taken for what comes of it.
+        if effects.has(Effects::LISTEN.and(Effects::UNLISTEN)) && server.is_asking() && server.will_settle() {
+            return Some(wait_for_quiet(to_server));
+        }
         if self.wants_channels(effects, text) {
-            return true;
+            return Some(Fare::Wait(Next::Channels));
         }
         if effects.has(Effects::UNLISTEN) {
             self.note_unlisten(text);
@@ -765,7 +779,7 @@ impl Session {
         if effects.has(Effects::NOTIFY) {
             self.note_notify();
         }
-        false
+        None
     }
 
     /// A Query that names a statement which the client has prepared by the protocol: on the server it has another name.
