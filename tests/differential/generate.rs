@@ -194,7 +194,12 @@ impl Generator {
     fn simple(&mut self) {
         if self.random.one_in(8) {
             let text = *self.random.choose(CONSTANTS);
-            return self.push_query(text);
+            let sql = self.sql(text);
+            if self.random.one_in(3) {
+                return self.push(query(&sql), b"Z", 1, sql);
+            }
+            let batch = [parse("constant", &sql), bind("", "constant", &[]), execute("", 0), close(b'S', "constant")];
+            return self.push([batch.concat(), sync()].concat(), b"Z", 1, format!("extended {sql}"));
         }
         let before = self.tx;
         let sql = self.statement();

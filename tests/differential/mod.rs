@@ -63,8 +63,9 @@ fn random_sessions_cannot_tell_the_ambassador_from_the_server() {
     let ambassadors: Vec<Ambassador> = (1..=4)
         .map(|size| {
             let (size, workers) = (size.to_string(), if size % 2 == 0 { "2" } else { "1" });
-            let args =
-                ["--pool-size", &size, "--workers", workers, "-s", "max_prepared_statements=6", "-s", "paranoid=true"];
+            // The question of paranoid mode drops the unnamed statement each time: one of them does without.
+            let paranoid = if size == "2" { "paranoid=false" } else { "paranoid=true" };
+            let args = ["--pool-size", &size, "--workers", workers, "-s", "max_prepared_statements=6", "-s", paranoid];
             Ambassador::start(&[&[url(&server).as_str()], &args[..]].concat())
         })
         .collect();

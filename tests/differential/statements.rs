@@ -184,10 +184,12 @@ pub const MEANINGS: &[(&str, &[&str])] = &[
     ("select x, now() is not null from w", &["set search_path = @_a, public", "set datestyle = 'SQL, DMY'"]),
     ("select current_user, count(*) from @_a.w", &["set role differential_a", "set role none"]),
     ("select x from @_b.w", &["set role differential_a", "reset role"]),
+    ("select 1 as dropped", &["deallocate all", "discard all", "deallocate prepare all"]),
 ];
 
 /// Texts with constants that are read by the settings of the time. PostgreSQL reads them when a statement is prepared and
-/// keeps what it has read; prepared again on another server they are read anew. So they are only asked for at once.
+/// keeps what it has read, as long as nobody changes any schema; prepared again on another server they are read anew. So they
+/// are only asked for at once.
 pub const CONSTANTS: &[&str] = &[
     "select '01/02/2026'::date",
     "select timestamptz '2026-01-01', '1 2:3'::interval",
@@ -263,7 +265,6 @@ pub const STARTUP: &[(&str, &[&str])] = &[
             "-c search_path=pg_catalog,public",
             "-c datestyle=German -c my.x=o",
             "--statement-timeout=50s -c intervalstyle=iso_8601",
-            "-c role=differential_b",
             "-c default_transaction_isolation=serializable",
             "-c search_path=@_b",
         ],
