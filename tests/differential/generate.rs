@@ -383,7 +383,7 @@ impl Generator {
     /// Statements that are prepared on one side of a change of settings and run on the other, by name and without one.
     fn across_a_change(&mut self) {
         self.names += 1;
-        let name = if self.random.one_in(4) { String::new() } else { format!("c{}", self.names) };
+        let name = if self.random.one_in(3) { String::new() } else { format!("c{}", self.names) };
         let (text, changes) = match self.random.below(8) {
             0 => (*self.random.choose(READS), KEPT),
             1..=2 => (*self.random.choose(READS), SETTINGS),
@@ -401,7 +401,9 @@ impl Generator {
         if self.random.one_in(2) {
             self.push(run.clone(), b"Z", 1, format!("B {name:?}, D P, E, S"));
         }
-        match self.random.below(3) {
+        match self.random.below(4) {
+            // Nothing changes, but others may have used the server.
+            3 => {}
             // A simple query drops the unnamed statement.
             0 => self.push(query(&change), b"Z", 1, change),
             1 => {
@@ -416,6 +418,9 @@ impl Generator {
         }
         for _ in 0..1 + self.random.below(2) {
             self.push(run.clone(), b"Z", 1, format!("B {name:?}, D P, E, S"));
+            if let Some(turn) = self.turns.last_mut() {
+                turn.pause = Duration::from_millis(4);
+            }
         }
     }
 
