@@ -388,12 +388,23 @@ fn f8_clients_wait_for_a_server_that_refuses_and_are_told_when_it_takes_too_long
     newcomer.send(&startup(&[("user", "postgres"), ("database", "postgres"), ("application_name", "new")]));
     let error = newcomer.finish_login().unwrap_err();
     assert_eq!((error.field(b'S').unwrap().as_str(), error.code().as_str()), ("FATAL", "57P03"));
-    // Who waits while it comes back is served, and hears nothing.
+}
+
+#[test]
+fn f8_who_waits_while_the_server_comes_back_is_served_and_hears_nothing() {
+    let chaos = Chaos::start(shared().port());
+    let ambassador = Ambassador::start(&[through(&chaos).as_str(), "--checkout-timeout", "60s"]);
+    let mut client = Client::new(ambassador.port);
+    client.query("select 1");
+    chaos.refuse(true);
+    chaos.end_all(How::Close);
+    wait_until("the ambassador has noticed", || ambassador.show("SERVERS").is_empty());
     client.send(&query("select 3"));
     wait_until("the client waits", || ambassador.show("POOLS")[0][3].as_deref() == Some("1"));
     chaos.refuse(false);
     let messages = client.read_until(b"Z").unwrap();
     assert_eq!(messages.iter().find(|m| m.tag == b'D').unwrap().columns()[0].as_deref(), Some("3"), "{messages:?}");
+    assert!(errors(&messages).is_empty(), "{messages:?}");
 }
 
 #[test]
