@@ -216,7 +216,8 @@ fn f31_who_waits_too_long_is_told_why_and_stays() {
 
 #[test]
 fn the_connection_that_was_used_last_is_used_next() {
-    let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "5"]);
+    // Of several threads each likes best what it had last itself.
+    let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "5", "--workers", "1"]);
     let mut clients: Vec<Client> = (0..5).map(|_| Client::new(ambassador.port)).collect();
     clients.iter_mut().for_each(|client| drop(client.query("begin; select 1")));
     let pids: Vec<String> = clients.iter_mut().map(|client| client.value(PID)).collect();

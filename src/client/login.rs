@@ -147,7 +147,7 @@ pub async fn refuse(mut stream: Stream, unsent: Vec<u8>, report: &Report) {
     let mut message = unsent;
     report.clone().fatal().write(&mut message);
     if stream.write_all(&message).await.is_ok() {
-        stream.close(&[]);
+        stream.write_last(&[]);
     }
 }
 

@@ -238,8 +238,8 @@ async fn conclude(context: &Context, stream: Option<Stream>, unsent: Vec<u8>, en
             let directory = &context.directory;
             context.cancels.cancel(&context.clients, &key, |server| directory.target_of(server)).await;
             // libpq takes the end of a TLS connection without a close_notify for a request that failed.
-            if let Some(stream) = stream {
-                stream.close(&[]);
+            if let Some(mut stream) = stream {
+                stream.write_last(&[]);
             }
         }
         Ended::Refused(report) => {

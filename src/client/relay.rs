@@ -10,7 +10,7 @@ use super::hearing::Hearing;
 use super::limits::Limits;
 use crate::listen::Hubs;
 use crate::net::{Stream, scratch};
-use crate::pool::{Lease, LeaseError, Member, PoolSet, Stats};
+use crate::pool::{Lease, LeaseError, Member, PoolSet, Stats, Wait, Wish};
 use crate::session::{Interners, Next, Outbound, Parting, Pins, PoolMode, ServerLoss, Session, Violation};
 use crate::wire::{FrameError, Report, SqlState, TxStatus};
 use std::future::Future;
@@ -107,6 +107,8 @@ pub(super) struct Relay {
     held_back: bool,
     /// How many requests the client has made.
     requests: u64,
+    /// Which server it would like to have.
+    wish: Wish,
     /// Why the client keeps its server.
     pins: Pins,
     /// Somebody needs the server that it only likes to keep: it goes back when what it does now is done.
@@ -119,7 +121,7 @@ pub(super) struct Relay {
 /// The server of the client.
 pub(super) enum Server {
     None,
-    Waiting(Pin<Box<dyn Future<Output = Result<Lease, LeaseError>> + Send>>),
+    Waiting(Wait),
     Leased(Lease),
 }
 
@@ -228,6 +230,7 @@ impl Relay {
             dry: Dry::default(),
             held_back: false,
             requests: 0,
+            wish: Wish::NONE,
             pins: Pins::NONE,
             wanted_back: false,
             timer: None,
@@ -521,6 +524,8 @@ impl Relay {
         if parting == Parting::Ask {
             let mut question = Vec::new();
             self.session.ask(&mut lease.side, &mut Outbound::new(&[], &mut question));
+            // Whoever leaves such things behind may have done something that nobody can ask about.
+            self.wish = Wish { last: lease.entry.id };
             lease.output = question;
             lease.pool().stats.add(&crate::pool::Totals { surveys: 1, ..Default::default() });
         }
@@ -620,6 +625,10 @@ impl Relay {
 
     /// Parts from a server that cannot be used any more; true if the client has got half a frame of it.
     fn drop_server(&mut self) -> bool {
+        matches!(self.part_from_server(), Server::Leased(lease) if lease.side.is_mid_frame())
+    }
+
+    fn part_from_server(&mut self) -> Server {
         self.unpin();
         let server = std::mem::replace(&mut self.server, Server::None);
         self.quiet = false;
@@ -628,7 +637,7 @@ impl Relay {
         self.clock.transaction = None;
         self.listed.entry.set_request(0);
         self.listed.entry.detach();
-        matches!(server, Server::Leased(lease) if lease.side.is_mid_frame())
+        server
     }
 
     fn server_lost(&mut self, report: &Report) -> Result<(), Stop> {
@@ -646,7 +655,11 @@ impl Relay {
         } else {
             self.session.on_server_lost(&mut lease.side, report, &mut self.output)
         };
-        let mid_frame = self.drop_server();
+        let mut mid_frame = false;
+        if let Server::Leased(lease) = self.part_from_server() {
+            mid_frame = lease.side.is_mid_frame();
+            lease.close();
+        }
         match told {
             ServerLoss::Survived => Ok(()),
             ServerLoss::Broken if mid_frame => Err(Stop::Client(End::Ended(report.clone()))),
@@ -774,7 +787,7 @@ impl Relay {
                 }
                 Next::Server => {
                     let now = self.clock.now();
-                    match self.upstream.pools.try_lease(self.listed.entry.id, now) {
+                    match self.upstream.pools.try_lease(self.listed.entry.id, self.wish, now) {
                         Some(lease) => {
                             self.attach(lease);
                             attached = true;
@@ -810,17 +823,16 @@ impl Relay {
     }
 
     fn queue(&mut self, now: Instant) {
-        let (pools, client) = (Arc::clone(&self.upstream.pools), self.listed.entry.id);
         let deadline = now + self.upstream.limits.checkout;
         self.listed.entry.waits_since(now);
         self.clock.waiting = Some(now);
         self.clock.told = false;
-        self.server = Server::Waiting(Box::pin(async move { pools.lease(client, now, deadline).await }));
+        self.server = Server::Waiting(self.upstream.pools.wait(self.listed.entry.id, now, deadline));
     }
 
     fn poll_lease(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {
         let Server::Waiting(lease) = &mut self.server else { return Ok(Step::Stuck) };
-        let Poll::Ready(lease) = lease.as_mut().poll(cx) else { return Ok(Step::Stuck) };
+        let Poll::Ready(lease) = lease.poll(cx) else { return Ok(Step::Stuck) };
         if let (Some(since), Ok(lease)) = (self.clock.waiting.take(), &lease) {
             lease.pool().stats.record_wait(self.clock.now().saturating_duration_since(since));
         }

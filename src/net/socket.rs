@@ -121,6 +121,11 @@ impl Socket {
         }
     }
 
+    /// Says that nothing more comes. Can still be read.
+    pub(super) fn shutdown(&self) {
+        let _ = rustix::net::shutdown(self.fd(), rustix::net::Shutdown::Write);
+    }
+
     /// Closes with a reset: the peer shall not wait for what is still in our buffers.
     pub(super) fn abort(self) {
         if let Self::Tcp(stream) = &self {

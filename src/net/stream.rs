@@ -193,8 +193,8 @@ impl Stream {
         matches!(self.socket.read_now(&mut [0], true), Ok(Some(0)) | Err(_))
     }
 
-    /// Sends `last` if the socket takes it at once, and closes.
-    pub fn close(mut self, last: &[u8]) {
+    /// Sends `last` if the socket takes it at once, and says that nothing more comes.
+    pub fn write_last(&mut self, last: &[u8]) {
         let mut cx = Context::from_waker(Waker::noop());
         match &mut self.tls {
             None => drop(self.socket.write_now(last)),
@@ -204,6 +204,7 @@ impl Stream {
                 let _ = tls.flush(&mut self.socket, &mut cx);
             }
         }
+        self.socket.shutdown();
     }
 
     /// Closes with a reset.

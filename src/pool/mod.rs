@@ -1,9 +1,10 @@
 //! A pool of server connections for one node, database and user, on deadpool.
 //!
-//! deadpool hands out *seats*: its counting, its FIFO queue and its last-in first-out reuse decide who may have a
-//! connection. What sits in a seat is our business: a connection that is fit to use, or nothing yet, and then whoever
-//! has the seat dials. So dialling, its back-off and its errors stay here, and deadpool's `create` and `recycle`
-//! never wait.
+//! deadpool hands out *seats* ([`seat`]): it counts who may have a connection. Whoever has a seat without a connection dials;
+//! dialling, its back-off and its errors stay here, and deadpool's `create` and `recycle` never wait. A connection keeps its
+//! seat for as long as it lives, also while it is idle: then it waits in the [`queue`], which puts it into the hands of who
+//! is first in line. deadpool's own queue is not used: through it, each checkout costs a search in two locked lists and a
+//! future as large as the rare case of a dial.
 
 mod apart;
 mod backoff;
@@ -13,6 +14,8 @@ mod gate;
 mod keepers;
 mod node;
 mod poolset;
+mod queue;
+mod seat;
 mod stats;
 
 pub use directory::{Database, DatabaseConfig, Directory, DirectoryConfig, UserConfig};
@@ -21,6 +24,7 @@ pub use gate::GateState;
 pub use keepers::Keeper;
 pub use node::Node;
 pub use poolset::{Full, Member, PoolSet};
+pub use queue::Wish;
 pub use stats::{Stats, Totals};
 
 use crate::credentials::Source;
@@ -30,15 +34,17 @@ use crate::session::Params;
 use crate::session::settings::Settings;
 use crate::telemetry::Telemetry;
 use backoff::Backoff;
-use deadpool::managed::{self, Metrics, Object, QueueMode, RecycleResult, Timeouts};
+use deadpool::managed;
 use gate::Gate;
+use queue::{Place, Queue, Waiting};
+use seat::{Seat, Seats};
 use std::collections::HashMap;
-use std::convert::Infallible;
+use std::future::Future;
 use std::ops::{Deref, DerefMut};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
@@ -47,6 +53,8 @@ use tokio::time::timeout_at;
 const HOT: Duration = Duration::from_millis(2);
 /// How often who waits for a place within a limit looks whether there is something else to wait for.
 const LOOK_FOR_ROOM: Duration = Duration::from_millis(50);
+/// How long a server may take to end a session that is over.
+const PATIENCE_WITH_THE_LEAVING: Duration = Duration::from_millis(500);
 /// How long a pool makes do with fewer connections after the server said that it is full.
 const FULL_RETRY: Duration = Duration::from_secs(5);
 
@@ -94,6 +102,8 @@ pub struct Pool {
     source: RwLock<Arc<dyn Source>>,
     defaults: Settings,
     seats: managed::Pool<Seats>,
+    queue: Arc<Queue>,
+    itself: Weak<Self>,
     gate: Gate,
     /// Raised by RECONNECT and by changes of the target: connections of an older one are not used again.
     generation: AtomicU64,
@@ -110,51 +120,12 @@ pub struct Pool {
     shrunk: Mutex<Option<Instant>>,
     /// The number of seats it is to have as soon as that is possible.
     postponed_size: Mutex<Option<usize>>,
+    /// There may be more seats taken than there are to be.
+    too_many: AtomicBool,
     paranoid: bool,
     keepers: keepers::Keepers,
     /// Somebody has ever been served: the server side of this pool works, or did.
     pub proven: AtomicBool,
-}
-
-/// deadpool's manager.
-#[derive(Debug)]
-struct Seats;
-
-/// A place for one connection.
-#[derive(Debug, Default)]
-struct Seat(Option<Box<Server>>);
-
-impl managed::Manager for Seats {
-    type Type = Seat;
-    type Error = Infallible;
-
-    async fn create(&self) -> Result<Seat, Infallible> {
-        Ok(Seat(None))
-    }
-
-    async fn recycle(&self, _seat: &mut Seat, _metrics: &Metrics) -> RecycleResult<Infallible> {
-        Ok(())
-    }
-}
-
-/// A seat that somebody has. Dropped, it is given up together with what sat in it.
-#[derive(Debug)]
-struct Taken(Option<Object<Seats>>);
-
-impl Taken {
-    fn put(mut self, server: Box<Server>) {
-        if let Some(mut seat) = self.0.take() {
-            seat.0 = Some(server);
-        }
-    }
-}
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        if let Some(seat) = self.0.take() {
-            drop(Object::take(seat));
-        }
-    }
 }
 
 /// Settings as they stand in a startup packet.
@@ -184,11 +155,10 @@ enum Places {
     None,
 }
 
-/// A connection on loan. Dropped, it is closed: only [`Lease::finish`] gives it back.
+/// A connection on loan. Dropped, it is closed and its seat is free: only [`Lease::finish`] gives it back.
 #[derive(Debug)]
 pub struct Lease {
     server: Box<Server>,
-    seat: Taken,
     pool: Arc<Pool>,
 }
 
@@ -214,25 +184,25 @@ impl Lease {
 
     /// Gives the connection back. It must be free, and nothing of its client may be left on it.
     pub fn finish(self, now: Instant) {
-        let Self { mut server, seat, pool } = self;
+        let Self { mut server, pool } = self;
         debug_assert!(server.side.is_free(), "{server:?}");
         server.idle_since = now;
         server.entry.set_client(0, now);
         server.entry.set_prepared(server.side.prepared_len());
         if pool.paranoid {
             server.entry.set_state(ServerState::Tested);
-            tokio::spawn(Self { server, seat, pool }.audit_and_put_back());
+            tokio::spawn(Self { server, pool }.audit_and_put_back());
             return;
         }
         if server.entry.is_being_canceled() {
             server.entry.set_state(ServerState::BeingCanceled);
             tokio::spawn(async move {
                 server.entry.cancels_done().await;
-                Self { server, seat, pool }.put_back();
+                Self { server, pool }.put_back();
             });
             return;
         }
-        Self { server, seat, pool }.put_back();
+        Self { server, pool }.put_back();
     }
 
     async fn audit_and_put_back(mut self) {
@@ -255,13 +225,13 @@ impl Lease {
 
     #[inline]
     fn put_back(self) {
-        let Self { server, seat, pool } = self;
-        if pool.is_outdated(&server, server.idle_since) || pool.must_make_room() {
-            server.close();
+        let pool = &self.pool;
+        if pool.is_outdated(&self.server, self.server.idle_since) || pool.must_make_room() || pool.has_too_many() {
+            self.close();
             return;
         }
-        server.entry.set_state(ServerState::Idle);
-        seat.put(server);
+        self.server.entry.set_state(ServerState::Idle);
+        self.pool.queue.put(self.server);
     }
 
     /// Cleans the connection with DISCARD ALL, off the client's path, and gives it back.
@@ -284,7 +254,7 @@ impl Lease {
                         self.put_back();
                     }
                 }
-                Ok(Ok(false)) => self.server.close(),
+                Ok(Ok(false)) => self.close(),
                 Ok(Err(error)) => {
                     tracing::debug!(server = entry.id, %error, "closing a server connection that could not be reset");
                 }
@@ -295,9 +265,15 @@ impl Lease {
         });
     }
 
-    /// Says goodbye and closes the connection.
+    /// Says goodbye and closes the connection. The seat is free when the server has closed its end, too: until then
+    /// PostgreSQL counts the old backend beside a new one.
     pub fn close(self) {
-        self.server.close();
+        let server = self.server;
+        if tokio::runtime::Handle::try_current().is_ok() {
+            tokio::spawn(server.see_off(PATIENCE_WITH_THE_LEAVING));
+        } else {
+            server.close();
+        }
     }
 }
 
@@ -318,11 +294,13 @@ impl Pool {
         limits: Vec<Arc<Semaphore>>,
         telemetry: Arc<Telemetry>,
     ) -> Arc<Self> {
-        let seats = managed::Pool::builder(Seats).max_size(config.size).queue_mode(QueueMode::Lifo);
+        let seats = managed::Pool::builder(Seats).max_size(config.size);
         // Only a timeout without a runtime could fail, and there is none.
         #[allow(clippy::expect_used, reason = "no timeout is configured")]
         let seats = seats.build().expect("a pool without timeouts");
-        Arc::new(Self {
+        Arc::new_cyclic(|itself| Self {
+            itself: Weak::clone(itself),
+            queue: Arc::default(),
             name,
             node,
             stats: Stats::default(),
@@ -341,6 +319,7 @@ impl Pool {
             telemetry,
             shrunk: Mutex::new(None),
             postponed_size: Mutex::new(None),
+            too_many: AtomicBool::new(false),
             keepers: keepers::Keepers::default(),
             paranoid: config.paranoid,
             config: RwLock::new(Arc::new(config)),
@@ -350,18 +329,14 @@ impl Pool {
 
     /// A connection if one is idle right now. Never waits, never dials.
     #[inline]
-    pub fn try_lease(self: Arc<Self>, client: u64, now: Instant) -> Option<Lease> {
+    pub fn try_lease(self: Arc<Self>, client: u64, wish: Wish, now: Instant) -> Option<Lease> {
         loop {
             if !self.gate.is_open() {
                 return None;
             }
-            let mut seat = self.free_seat()?;
-            let server = seat.0.take();
-            let seat = Taken(Some(seat));
-            // An empty seat has to be dialled for; giving it up lets the caller queue for it in its turn.
-            let server = server?;
+            let server = self.queue.take_idle(wish)?;
             if let Some(server) = self.hand_out(server, client, now) {
-                return Some(Lease { server, seat, pool: self });
+                return Some(Lease { server, pool: self });
             }
         }
     }
@@ -399,45 +374,82 @@ impl Pool {
     /// The same for a caller that keeps the time itself: `deadline` only bounds attempts to connect. When it has passed
     /// the caller drops the future and asks [`Pool::timed_out`] for the reason. It began to wait when it `started`.
     pub async fn lease(self: Arc<Self>, client: u64, started: Instant, deadline: Instant) -> Result<Lease, LeaseError> {
+        self.lease_with(None, client, started, deadline).await
+    }
+
+    /// The same for who may have a place already.
+    async fn lease_with(
+        self: Arc<Self>,
+        mut place: Option<Place>,
+        client: u64,
+        started: Instant,
+        deadline: Instant,
+    ) -> Result<Lease, LeaseError> {
         loop {
             if !self.gate.is_open() {
+                // What is idle is closed while a pool is paused.
+                place = None;
                 self.gate.opened().await;
                 if self.gate.state() == GateState::Disabled {
                     return Err(LeaseError::Disabled(self.name.clone()));
                 }
             }
-            if self.keepers.are_there()
+            if place.is_none()
+                && self.keepers.are_there()
                 && self.is_full()
                 && self.keepers.ask_one().await
-                && let Some(lease) = Arc::clone(&self).try_lease(client, Instant::now())
+                && let Some(lease) = Arc::clone(&self).try_lease(client, Wish::NONE, Instant::now())
             {
                 return Ok(lease);
             }
-            let Ok(mut seat) = self.seats.get().await else { return Err(LeaseError::Closed) };
-            let server = seat.0.take();
-            let seat = Taken(Some(seat));
+            let got = match place.take() {
+                Some(place) => place,
+                None => match self.enter(Wish::NONE) {
+                    Ok(place) => place,
+                    Err(mut waiting) => std::future::poll_fn(|cx| waiting.poll(cx)).await,
+                },
+            };
             if !self.gate.is_open() {
-                // Paused while we waited. A connection that was idle is closed by the pause anyway.
+                // Paused while we waited.
                 continue;
             }
-            if let Some(server) = server {
-                match self.hand_out(server, client, Instant::now()) {
-                    Some(server) => return Ok(Lease { server, seat, pool: self }),
+            let seat = match got {
+                Place::Server(server) => match self.hand_out(server, client, Instant::now()) {
+                    Some(server) => return Ok(Lease { server, pool: self }),
                     None => continue,
-                }
-            }
+                },
+                Place::Seat(seat) => seat,
+            };
             // Boxed: the rare case must not make the common one large.
             match Box::pin(self.fill(started, deadline.into())).await? {
-                Some(server) => {
+                Some(mut server) => {
+                    server.held.push(Box::new(seat));
                     self.stats.count_assignment();
                     server.entry.set_state(ServerState::Active);
                     server.entry.set_client(client, Instant::now());
-                    return Ok(Lease { server, seat, pool: self });
+                    return Ok(Lease { server, pool: self });
                 }
                 // The server is full: queue again, behind a smaller pool.
                 None => drop(seat),
             }
         }
+    }
+
+    /// A place at once, or one in the line.
+    fn enter(&self, wish: Wish) -> Result<Place, Waiting> {
+        self.queue.enter(wish, || self.free_seat())
+    }
+
+    /// The same as [`Pool::lease`] for a client that has found no idle connection: who only waits for one is spared a
+    /// future that could do more.
+    pub fn wait(self: Arc<Self>, client: u64, started: Instant, deadline: Instant) -> Wait {
+        if self.gate.is_open() && !self.keepers.are_there() {
+            return match self.enter(Wish::NONE) {
+                Ok(place) => Wait::Long(Box::pin(self.lease_with(Some(place), client, started, deadline))),
+                Err(waiting) => Wait::InLine(InLine { waiting, pool: self, client, started, deadline }),
+            };
+        }
+        Wait::Long(Box::pin(self.lease(client, started, deadline)))
     }
 
     /// Dials until there is a connection, `deadline` passes, or it makes no sense any more.
@@ -496,7 +508,7 @@ impl Pool {
                     match error.verdict() {
                         Verdict::Client | Verdict::Credential => return Err(LeaseError::Upstream(error)),
                         Verdict::Full => {
-                            let live = lock(&self.servers).len();
+                            let live = self.connections();
                             if live > 0 {
                                 self.shrink(live, "the server is full");
                                 return Ok(None);
@@ -641,47 +653,53 @@ impl Pool {
             *postponed = Some(size);
             return;
         }
-        let mut free = Vec::new();
+        let mut empty = Vec::new();
+        let mut idle = Vec::new();
         if size < now.max_size {
-            while let Some(seat) = self.free_seat() {
-                free.push(Taken(Some(seat)));
-            }
+            idle = self.queue.retain(|_| false);
+            empty.extend(std::iter::from_fn(|| self.free_seat()));
         }
         self.seats.resize(size);
         // Empty ones go first, then those that were unused for longest: the last one is what is used next.
-        free.retain(|seat| seat.0.as_ref().is_some_and(|seat| seat.0.is_some()));
-        for mut taken in free.into_iter().rev() {
+        drop(empty);
+        let surplus = self.seats.status().size.saturating_sub(size).min(idle.len());
+        idle.drain(..surplus).for_each(|server| server.close());
+        self.too_many.store(true, Ordering::Relaxed);
+        idle.into_iter().for_each(|server| self.queue.put(server));
+        self.seat_those_in_line();
+    }
+
+    /// Whether a connection that comes back has to be given up, because the pool has become smaller.
+    #[inline]
+    fn has_too_many(&self) -> bool {
+        self.too_many.load(Ordering::Relaxed) && {
             let status = self.seats.status();
-            match taken.0.as_mut().and_then(|seat| seat.0.take()) {
-                Some(server) if status.size > status.max_size => server.close(),
-                Some(server) => taken.put(server),
-                None => {}
-            }
+            self.too_many.store(status.size > status.max_size, Ordering::Relaxed);
+            status.size > status.max_size
         }
     }
 
-    /// A seat that nobody has and nobody waits for.
-    #[inline]
-    fn free_seat(&self) -> Option<Object<Seats>> {
-        const AT_ONCE: Timeouts = Timeouts { wait: Some(Duration::ZERO), create: None, recycle: None };
-        let got = pin!(self.seats.timeout_get(&AT_ONCE)).poll(&mut Context::from_waker(Waker::noop()));
-        match got {
-            Poll::Ready(Ok(seat)) => Some(seat),
-            Poll::Ready(Err(_)) | Poll::Pending => None,
-        }
+    /// A seat that nobody has.
+    fn free_seat(&self) -> Option<Seat> {
+        Seat::free(&self.seats, Weak::clone(&self.itself))
+    }
+
+    /// Gives seats that nobody has to those who wait.
+    pub(self) fn seat_those_in_line(&self) {
+        self.queue.seat_those_in_line(|| self.free_seat());
     }
 
     /// Whether all connections that there may be are in use.
     fn is_full(&self) -> bool {
         let status = self.seats.status();
-        status.available == 0 && status.size >= status.max_size
+        status.available == 0 && status.size >= status.max_size && self.queue.idle() == 0
     }
 
     /// A client keeps a connection that it gives back as soon as it is asked.
     pub fn is_kept(&self, keeper: Arc<dyn Keeper>, client: u64) {
         self.keepers.add(keeper, client);
         // Somebody may be waiting for it already.
-        if self.seats.status().waiting > 0 {
+        if self.queue.has_line() {
             self.keepers.ask_all();
         }
     }
@@ -712,12 +730,12 @@ impl Pool {
 
     /// Its connections.
     pub fn servers(&self) -> Vec<Arc<ServerEntry>> {
-        lock(&self.servers).values().cloned().collect()
+        lock(&self.servers).values().filter(|server| server.state() != ServerState::Closed).cloned().collect()
     }
 
     /// How many connections there are.
     pub fn connections(&self) -> usize {
-        lock(&self.servers).len()
+        lock(&self.servers).values().filter(|server| server.state() != ServerState::Closed).count()
     }
 
     /// What it may do.
@@ -783,11 +801,7 @@ impl Pool {
     /// Closes what came back while the pool is not open.
     pub fn drop_idle_unless_open(&self) {
         if !self.gate.is_open() {
-            for seat in self.seats.retain(|_, _| false).removed {
-                if let Some(server) = seat.0 {
-                    server.close();
-                }
-            }
+            self.queue.retain(|_| false).into_iter().for_each(|server| server.close());
         }
     }
 
@@ -821,8 +835,7 @@ impl Pool {
     pub fn maintain(&self, now: Instant, make_room: bool) {
         let config = self.config();
         let mut spare = self.connections().saturating_sub(config.min_idle);
-        let removed = self.seats.retain(|seat, _| {
-            let Some(server) = &seat.0 else { return false };
+        let removed = self.queue.retain(|server| {
             if self.is_outdated(server, now) || server.stream.is_closed() {
                 return false;
             }
@@ -834,11 +847,7 @@ impl Pool {
             }
             true
         });
-        for seat in removed.removed {
-            if let Some(server) = seat.0 {
-                server.close();
-            }
-        }
+        removed.into_iter().for_each(|server| server.close());
         let mut shrunk = lock(&self.shrunk);
         if shrunk.is_some_and(|since| now.saturating_duration_since(since) >= FULL_RETRY) {
             *shrunk = None;
@@ -868,21 +877,14 @@ impl Pool {
     pub async fn fill_to_minimum(self: Arc<Self>) {
         while self.connections() < self.config().min_idle && self.gate.is_open() {
             let deadline = Instant::now() + self.config().connect_timeout;
-            // A lease that was never used goes back as it came.
-            const AT_ONCE: Timeouts = Timeouts { wait: Some(Duration::ZERO), create: None, recycle: None };
-            let Ok(mut seat) = self.seats.timeout_get(&AT_ONCE).await else { return };
-            if seat.0.is_some() {
-                return;
-            }
+            let Some(seat) = self.free_seat() else { return };
             match self.fill(Instant::now(), deadline.into()).await {
-                Ok(Some(server)) => {
+                Ok(Some(mut server)) => {
+                    server.held.push(Box::new(seat));
                     server.entry.set_state(ServerState::Idle);
-                    seat.0 = Some(server);
+                    self.queue.put(server);
                 }
-                Ok(None) | Err(_) => {
-                    drop(Object::take(seat));
-                    return;
-                }
+                Ok(None) | Err(_) => return,
             }
         }
     }
@@ -914,6 +916,54 @@ impl Pool {
     /// The settings a session begins with.
     pub fn defaults(&self) -> &Settings {
         &self.defaults
+    }
+}
+
+/// A wait for a connection.
+pub enum Wait {
+    /// Somebody will give us one.
+    InLine(InLine),
+    /// There may be more to do than to wait.
+    Long(Pin<Box<dyn Future<Output = Result<Lease, LeaseError>> + Send>>),
+}
+
+/// A client in a pool's line.
+#[derive(Debug)]
+pub struct InLine {
+    waiting: Waiting,
+    pool: Arc<Pool>,
+    client: u64,
+    started: Instant,
+    deadline: Instant,
+}
+
+impl Wait {
+    /// Ready with a connection, or with why there is none; not to be asked again then.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Lease, LeaseError>> {
+        if let Self::InLine(InLine { waiting, pool, client, started, deadline }) = self {
+            let Poll::Ready(place) = waiting.poll(cx) else { return Poll::Pending };
+            let place = match place {
+                Place::Server(server) if pool.gate.is_open() => match pool.hand_out(server, *client, Instant::now()) {
+                    Some(server) => return Poll::Ready(Ok(Lease { server, pool: Arc::clone(pool) })),
+                    None => None,
+                },
+                other @ (Place::Server(_) | Place::Seat(_)) => Some(other),
+            };
+            *self = Self::Long(Box::pin(Arc::clone(pool).lease_with(place, *client, *started, *deadline)));
+        }
+        match self {
+            Self::InLine(_) => Poll::Pending,
+            Self::Long(future) => future.as_mut().poll(cx),
+        }
+    }
+}
+
+impl std::fmt::Debug for Wait {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::InLine(line) => line.fmt(f),
+            Self::Long(_) => f.write_str("Long"),
+        }
     }
 }
 

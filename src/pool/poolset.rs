@@ -1,7 +1,7 @@
 //! The pools of one database and user, one for each server.
 
 use super::directory::Database;
-use super::{GateState, Lease, LeaseError, Node, Pool, PoolConfig, PoolName, Stats, Totals, lock};
+use super::{GateState, Lease, LeaseError, Node, Pool, PoolConfig, PoolName, Stats, Totals, Wait, Wish, lock};
 use crate::credentials::Source;
 use crate::server::Target;
 use crate::session::PoolMode;
@@ -156,8 +156,8 @@ impl PoolSet {
 
     /// A connection to the primary if one is idle right now. Never waits, never dials.
     #[inline]
-    pub fn try_lease(&self, client: u64, now: Instant) -> Option<Lease> {
-        self.primary()?.try_lease(client, now)
+    pub fn try_lease(&self, client: u64, wish: Wish, now: Instant) -> Option<Lease> {
+        self.primary()?.try_lease(client, wish, now)
     }
 
     /// A connection to the primary, waited for and dialled for as long as `deadline` allows.
@@ -166,12 +166,15 @@ impl PoolSet {
     }
 
     /// The same for a caller that keeps the time itself, as with [`Pool::lease`].
-    pub async fn lease(&self, client: u64, started: Instant, deadline: Instant) -> Result<Lease, LeaseError> {
-        let primary = match self.primary() {
-            Some(primary) => primary,
-            None => Box::pin(self.find_primary(deadline)).await?,
-        };
-        primary.lease(client, started, deadline).await
+    pub fn wait(self: &Arc<Self>, client: u64, started: Instant, deadline: Instant) -> Wait {
+        if let Some(primary) = self.primary() {
+            return primary.wait(client, started, deadline);
+        }
+        let this = Arc::clone(self);
+        Wait::Long(Box::pin(async move {
+            let primary = this.find_primary(deadline).await?;
+            primary.lease(client, started, deadline).await
+        }))
     }
 
     /// Why there was no connection after so long a wait.

@@ -13,7 +13,7 @@ use crate::net::Stream;
 use crate::session::settings::Settings;
 use crate::session::{Params, ServerSide};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A server connection.
 #[derive(Debug)]
@@ -69,10 +69,32 @@ impl Server {
     }
 
     /// Says goodbye and closes.
-    pub fn close(self) {
+    pub fn close(mut self) {
+        self.say_goodbye();
+    }
+
+    /// Says goodbye, and waits for at most `limit` until the server has closed its end, too. What the connection holds is
+    /// given back after that.
+    pub async fn see_off(mut self: Box<Self>, limit: Duration) {
+        /// What it may have to say before it goes.
+        const LAST_WORDS: usize = 64 * 1024;
+        self.say_goodbye();
+        let Ok(mut server) = self.come_home() else { return };
+        let _ = tokio::time::timeout(limit, async {
+            let (mut words, mut buf) = (0, [0; 1024]);
+            while words <= LAST_WORDS
+                && let Ok(read @ 1..) = server.stream.read(&mut buf).await
+            {
+                words += read;
+            }
+        })
+        .await;
+    }
+
+    fn say_goodbye(&mut self) {
         self.entry.set_state(ServerState::Closed);
         if self.output.is_empty() && !self.side.is_mid_frame() {
-            self.stream.close(&crate::wire::reply::TERMINATE);
+            self.stream.write_last(&crate::wire::reply::TERMINATE);
         }
     }
 }

@@ -195,6 +195,8 @@ pub struct ServerSide {
     findings: Option<Box<survey::Findings>>,
     /// Why it stays with its client.
     pins: Pins,
+    /// It has had temporary objects.
+    worn: bool,
     /// Names of settings to ask for, beside those that PostgreSQL lists.
     custom_names: Vec<Box<str>>,
     /// There were more of them than can be asked for.
@@ -398,6 +400,7 @@ impl ServerSide {
             tries: 0,
             findings: None,
             pins: Pins::NONE,
+            worn: false,
             custom_names: Vec::new(),
             too_many_names: false,
             listens: false,

@@ -173,6 +173,7 @@ impl Session {
         if topics == 0 {
             return;
         }
+        server.worn |= topics & TEMPORARY != 0;
         let mut names = std::mem::take(&mut server.custom_names);
         for (name, _) in server.settings.iter().filter(|(name, _)| name.contains('.')) {
             crate::sql::custom_name(name.as_bytes(), &mut names);
@@ -336,6 +337,11 @@ impl ServerSide {
     pub fn is_spoilt(&self) -> bool {
         let lasting = Effects::LASTING.and(Effects::TEMP);
         self.pins.is_lasting() || self.pins.has(Pin::Temporary) || self.dirty.and(self.asked).has(lasting)
+    }
+
+    /// Whether it has ever had temporary objects: it may have a schema for them, which a client could tell.
+    pub fn is_worn(&self) -> bool {
+        self.worn
     }
 
     /// Whether a question about what was left on it is under way.

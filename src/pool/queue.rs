@@ -1,0 +1,212 @@
+//! What of a pool waits: idle connections for a client, and clients for a connection, first come first served. One of the
+//! two is always empty.
+//!
+//! A connection or a seat that becomes free is put into the hands of who is first in line, in one step: nobody who comes
+//! later can be faster, and who is woken need not ask for anything.
+
+use super::seat::Seat;
+use crate::server::Server;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::thread::ThreadId;
+
+use super::lock;
+
+/// What somebody gets who waited.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// A connection, which has its seat with it.
+    Server(Box<Server>),
+    /// A seat, for a connection that is to be dialled.
+    Seat(Seat),
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Queue(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// The one that was used last is the last.
+    idle: Vec<Idle>,
+    line: VecDeque<Arc<Ticket>>,
+}
+
+/// An idle connection, and what it is chosen by: looking into each would touch much memory.
+#[derive(Debug)]
+struct Idle {
+    id: u64,
+    home: ThreadId,
+    worn: bool,
+    server: Box<Server>,
+}
+
+/// Whose turn it will be.
+#[derive(Debug, Default)]
+struct Ticket(Mutex<Turn>);
+
+#[derive(Debug, Default)]
+struct Turn {
+    place: Option<Place>,
+    waker: Option<Waker>,
+}
+
+/// What a client would like best; it takes any.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish {
+    /// The connection it had last, by its number, if something of it may still be there; or 0.
+    pub last: u64,
+}
+
+impl Wish {
+    /// Any will do.
+    pub const NONE: Self = Self { last: 0 };
+}
+
+impl Queue {
+    /// An idle connection: the one that is wished for, or else the one that was used last by this thread, before one of
+    /// another, before one that has seen temporary objects of somebody else.
+    #[inline]
+    pub(super) fn take_idle(&self, wish: Wish) -> Option<Box<Server>> {
+        let home = std::thread::current().id();
+        lock(&self.0).take_idle(wish, home)
+    }
+
+    /// A place at once, or a place in the line. `free_seat` is asked for a seat if there is no idle connection.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        wish: Wish,
+        free_seat: impl FnOnce() -> Option<Seat>,
+    ) -> Result<Place, Waiting> {
+        let home = std::thread::current().id();
+        let mut inner = lock(&self.0);
+        if let Some(server) = inner.take_idle(wish, home) {
+            return Ok(Place::Server(server));
+        }
+        if inner.line.is_empty()
+            && let Some(seat) = free_seat()
+        {
+            return Ok(Place::Seat(seat));
+        }
+        let ticket = Arc::new(Ticket::default());
+        inner.line.push_back(Arc::clone(&ticket));
+        Err(Waiting { queue: Arc::clone(self), ticket })
+    }
+
+    /// A connection that is free, for who is first in line.
+    #[inline]
+    pub(super) fn put(&self, server: Box<Server>) {
+        let mut inner = lock(&self.0);
+        match inner.line.pop_front() {
+            Some(ticket) => {
+                let waker = ticket.give(Place::Server(server));
+                drop(inner);
+                wake(waker);
+            }
+            None => {
+                let (id, home, worn) = (server.entry.id, server.home, server.side.is_worn());
+                inner.idle.push(Idle { id, home, worn, server });
+            }
+        }
+    }
+
+    /// Seats have become free: those in the line get them, as long as there are any.
+    pub(super) fn seat_those_in_line(&self, mut free_seat: impl FnMut() -> Option<Seat>) {
+        loop {
+            let mut inner = lock(&self.0);
+            if inner.line.is_empty() {
+                return;
+            }
+            let Some(seat) = free_seat() else { return };
+            let waker = inner.line.pop_front().and_then(|first| first.give(Place::Seat(seat)));
+            drop(inner);
+            wake(waker);
+        }
+    }
+
+    /// Removes idle connections for which this is false, the ones that were unused for longest first.
+    #[allow(clippy::vec_box, reason = "they are boxed everywhere else")]
+    pub(super) fn retain(&self, mut keep: impl FnMut(&Server) -> bool) -> Vec<Box<Server>> {
+        let mut inner = lock(&self.0);
+        inner.idle.extract_if(.., |idle| !keep(&idle.server)).map(|idle| idle.server).collect()
+    }
+
+    /// How many connections are idle.
+    pub(super) fn idle(&self) -> usize {
+        lock(&self.0).idle.len()
+    }
+
+    /// Whether somebody waits.
+    pub(super) fn has_line(&self) -> bool {
+        !lock(&self.0).line.is_empty()
+    }
+}
+
+impl Inner {
+    #[inline]
+    fn take_idle(&mut self, wish: Wish, home: ThreadId) -> Option<Box<Server>> {
+        let top = self.idle.last()?;
+        if wish.last == 0 && top.home == home && !top.worn {
+            return self.idle.pop().map(|idle| idle.server);
+        }
+        let rank = |idle: &Idle| (idle.id == wish.last, !idle.worn, idle.home == home);
+        // Of equals the last.
+        let (best, _) = self.idle.iter().enumerate().max_by_key(|(_, idle)| rank(idle))?;
+        Some(self.idle.remove(best).server)
+    }
+}
+
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+impl Ticket {
+    /// Gives its owner what it waits for; who is to be woken must be told so. Only while the queue is locked: an owner that
+    /// leaves looks here when it has left the line.
+    fn give(&self, place: Place) -> Option<Waker> {
+        let mut turn = lock(&self.0);
+        turn.place = Some(place);
+        turn.waker.take()
+    }
+}
+
+/// A place in the line. Dropped, it is given up, and what its owner had got by then goes to the next.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    queue: Arc<Queue>,
+    ticket: Arc<Ticket>,
+}
+
+impl Waiting {
+    /// Ready when it is one's turn; not to be asked again then.
+    #[inline]
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Place> {
+        let mut turn = lock(&self.ticket.0);
+        if let Some(place) = turn.place.take() {
+            return Poll::Ready(place);
+        }
+        if !turn.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            turn.waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // It was called, so that nobody else has the ticket any more, unless it is still in the line.
+        if Arc::get_mut(&mut self.ticket).is_none() {
+            lock(&self.queue.0).line.retain(|ticket| !Arc::ptr_eq(ticket, &self.ticket));
+        }
+        let place = lock(&self.ticket.0).place.take();
+        match place {
+            None => {}
+            Some(Place::Server(server)) => self.queue.put(server),
+            // Dropped, it is offered to those in the line.
+            Some(Place::Seat(seat)) => drop(seat),
+        }
+    }
+}
