@@ -60,6 +60,7 @@ pub mod listen;
 pub mod net;
 pub mod pool;
 pub mod random;
+pub mod routing;
 pub mod secret;
 pub mod server;
 pub mod session;

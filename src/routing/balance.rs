@@ -1,0 +1,224 @@
+//! The choice of a replica among those that are fit.
+//!
+//! Tiers first: the nearest one that has room. Within it the better of two that chance has drawn, by what they have to do
+//! and how quick they are; a node's weight, and how long it has been back, are its chance of being drawn.
+
+use super::topology::{NodeId, NodeView, Role, State, Topology};
+use std::time::{Duration, Instant};
+
+/// More nodes than this are not looked at: a place on the stack for each.
+pub const MOST_NODES: usize = 64;
+/// The share with which a node that has come back begins.
+const FIRST_SHARE: f64 = 0.05;
+/// Differences between nodes that are smaller than this are noise.
+const NOISE_US: u64 = 500;
+
+/// Where reads go when no replica may have them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum Fallback {
+    /// To the primary.
+    #[default]
+    Primary,
+    /// Nowhere: the client gets an error.
+    Error,
+}
+
+/// What an operator says of the choice.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Policy {
+    /// Replicas that are further behind get no reads; zero for no limit.
+    pub max_lag: Duration,
+    /// How long a replica that has come back takes to get its full share; zero for none.
+    pub slow_start: Duration,
+    /// Where reads go when no replica may have them.
+    pub fallback: Fallback,
+    /// How much of the primary's pool may be busy with reads that spill over because replicas are busy, in percent.
+    pub primary_read_share: u8,
+}
+
+/// What a node has to do right now, as this pool sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Load {
+    /// Requests that are under way.
+    pub outstanding: u32,
+    /// How long a read takes, smoothed, in microseconds; 0 if none was seen.
+    pub latency_us: u32,
+    /// All connections that there may be are busy.
+    pub saturated: bool,
+    /// Of the requests under way, reads that spilled over from replicas. Of interest on the primary only.
+    pub spilled: u32,
+    /// Connections that there may be. Of interest on the primary only.
+    pub capacity: u32,
+}
+
+/// Where a read goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// To this replica, which has room.
+    Replica(NodeId),
+    /// To this replica, and to wait there: none has room, nor has the primary.
+    Queue(NodeId),
+    /// To the primary.
+    Primary(WhyPrimary),
+    /// Nowhere.
+    Refuse(WhyPrimary),
+}
+
+/// Why no replica gets a read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WhyPrimary {
+    /// There is none.
+    NoReplica,
+    /// None is in good health.
+    NoneUp,
+    /// All are further behind than `max_lag`.
+    AllLag,
+    /// None has all that the session needs.
+    NoneFresh,
+    /// All are busy.
+    AllBusy,
+}
+
+/// Why a node gets no reads of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Unfit {
+    /// It is no replica.
+    NoReplica,
+    /// It is not in good health.
+    NotUp,
+    /// It is too far behind.
+    Lagging,
+    /// It lacks what the session needs.
+    NotFresh,
+}
+
+impl WhyPrimary {
+    /// Its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoReplica => "no replica",
+            Self::NoneUp => "no replica is up",
+            Self::AllLag => "every replica is further behind than max_lag",
+            Self::NoneFresh => "no replica is fresh enough for the session",
+            Self::AllBusy => "every replica is busy",
+        }
+    }
+}
+
+impl Unfit {
+    /// Its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoReplica => "no replica",
+            Self::NotUp => "not up",
+            Self::Lagging => "lagging",
+            Self::NotFresh => "not fresh",
+        }
+    }
+}
+
+/// Whether a node may get reads as far as its own condition goes.
+pub fn is_fit(node: &NodeView, policy: &Policy) -> Result<(), Unfit> {
+    match (node.role, &node.state) {
+        (Role::Primary | Role::Unknown, _) => Err(Unfit::NoReplica),
+        (Role::Replica, State::New | State::Suspect(_) | State::Down(_) | State::Refused(_)) => Err(Unfit::NotUp),
+        (Role::Replica, State::Up) if is_lagging(node, policy) => Err(Unfit::Lagging),
+        (Role::Replica, State::Up) => Ok(()),
+    }
+}
+
+fn is_lagging(node: &NodeView, policy: &Policy) -> bool {
+    !policy.max_lag.is_zero() && node.lag.is_some_and(|lag| lag > policy.max_lag)
+}
+
+/// A replica's chance of being drawn.
+pub fn share(node: &NodeView, policy: &Policy, now: Instant) -> f64 {
+    let warm = match node.returned {
+        Some(since) if !policy.slow_start.is_zero() => {
+            let back = now.saturating_duration_since(since).as_secs_f64() / policy.slow_start.as_secs_f64();
+            back.clamp(FIRST_SHARE, 1.0)
+        }
+        Some(_) | None => 1.0,
+    };
+    f64::from(node.weight) * warm
+}
+
+/// Chooses where a read goes. `fresh` says whether a replica has what the session needs, `load` what a node has to do, and
+/// `chance` is any number that nobody could foresee.
+pub fn choose(
+    topology: &Topology,
+    policy: &Policy,
+    now: Instant,
+    chance: u64,
+    fresh: impl Fn(&NodeView) -> bool,
+    load: impl Fn(&NodeView) -> Load,
+) -> Choice {
+    let mut fit: [Option<(&NodeView, Load, f64)>; MOST_NODES] = [None; MOST_NODES];
+    let mut count = 0;
+    let mut best_failure = None;
+    for node in topology.nodes.iter().take(MOST_NODES) {
+        let condition = is_fit(node, policy).and_then(|()| if fresh(node) { Ok(()) } else { Err(Unfit::NotFresh) });
+        match condition {
+            Ok(()) if node.weight > 0 => {
+                fit[count] = Some((node, load(node), share(node, policy, now)));
+                count += 1;
+            }
+            // Somebody has taken it out of service.
+            Ok(()) => best_failure = best_failure.max(Some(Unfit::NotUp)),
+            Err(unfit) => best_failure = best_failure.max(Some(unfit)),
+        }
+    }
+    let fit = &fit[..count];
+    let tiers = || fit.iter().flatten().map(|(node, ..)| node.tier);
+    let Some(nearest) = tiers().min() else {
+        let why = match best_failure {
+            None | Some(Unfit::NoReplica) => WhyPrimary::NoReplica,
+            Some(Unfit::NotUp) => WhyPrimary::NoneUp,
+            Some(Unfit::Lagging) => WhyPrimary::AllLag,
+            Some(Unfit::NotFresh) => WhyPrimary::NoneFresh,
+        };
+        return match policy.fallback {
+            Fallback::Primary => Choice::Primary(why),
+            Fallback::Error => Choice::Refuse(why),
+        };
+    };
+    let mut tier = Some(nearest);
+    while let Some(at) = tier {
+        if let Some(node) = draw(fit, at, true, chance) {
+            return Choice::Replica(node);
+        }
+        tier = tiers().filter(|&other| other > at).min();
+    }
+    if policy.fallback == Fallback::Primary && primary_has_room(topology, policy, &load) {
+        return Choice::Primary(WhyPrimary::AllBusy);
+    }
+    draw(fit, nearest, false, chance).map_or(Choice::Refuse(WhyPrimary::AllBusy), Choice::Queue)
+}
+
+fn primary_has_room(topology: &Topology, policy: &Policy, load: impl Fn(&NodeView) -> Load) -> bool {
+    topology.primary().map(load).is_some_and(|load| {
+        let most = u64::from(load.capacity) * u64::from(policy.primary_read_share) / 100;
+        !load.saturated && u64::from(load.spilled) < most
+    })
+}
+
+/// The better of two nodes of a tier that chance has drawn.
+fn draw(fit: &[Option<(&NodeView, Load, f64)>], tier: u8, with_room: bool, chance: u64) -> Option<NodeId> {
+    let all = || fit.iter().flatten().filter(|(node, load, _)| node.tier == tier && !(with_room && load.saturated));
+    let sum: f64 = all().map(|(.., share)| share).sum();
+    let pick = |chance: u32| {
+        let mut left = f64::from(chance) / (f64::from(u32::MAX) + 1.0) * sum;
+        let hit = all().find(|(.., share)| {
+            left -= share;
+            left < 0.0
+        });
+        // Sums of fractions may fall short of themselves.
+        hit.or_else(|| all().last())
+    };
+    #[allow(clippy::cast_possible_truncation, reason = "the two halves of the number")]
+    let (first, second) = (pick(chance as u32)?, pick((chance >> 32) as u32)?);
+    let cost = |(_, load, _): &(&NodeView, Load, f64)| {
+        (u64::from(load.outstanding) + 1) * (u64::from(load.latency_us) + NOISE_US)
+    };
+    Some(if cost(second) < cost(first) { second.0.id } else { first.0.id })
+}

@@ -1,0 +1,15 @@
+//! Where a statement may run: which nodes there are, which are fresh enough for a session, and which of those is the best.
+//!
+//! [`survey`] makes an immutable [`Topology`] of what probes have answered; [`causal`] knows what a session has written and
+//! seen; [`balance`] chooses among equals. Nothing here awaits or asks: nodes, time and chance are arguments.
+
+pub mod balance;
+pub mod causal;
+pub mod lsn;
+pub mod survey;
+pub mod topology;
+
+pub use balance::{Choice, Fallback, Load, Policy, choose};
+pub use causal::{Causal, Consistency, Fresh, NotFresh};
+pub use lsn::Lsn;
+pub use topology::{Moment, NodeId, NodeView, Role, State, Tick, Topology, Trouble};
