@@ -107,15 +107,17 @@ impl Ambassador {
         raise_descriptor_limit();
         let telemetry = Arc::new(Telemetry::new());
         let interners = Arc::new(Interners::default());
-        let directory = Directory::new(&config.directory, Arc::clone(&interners), Arc::clone(&telemetry))
+        // On this runtime: it lives until all clients have gone, whichever worker they are with.
+        let runtime = tokio::runtime::Handle::current();
+        let shared = (Arc::clone(&interners), Arc::clone(&telemetry));
+        let directory = Directory::new(&config.directory, shared.0, shared.1, runtime.clone())
             .map_err(|(database, error)| StartError::Tls { what: format!("database {database:?}"), error })?;
         let console = Arc::new(SqlConsole::new(config.console.clone()));
         let context = Arc::new(Context {
             clients: Clients::new(config.max_clients),
             interners,
             directory,
-            // On this runtime: it lives until all clients have gone, whichever worker they are with.
-            hubs: Hubs::new(tokio::runtime::Handle::current(), Habits::default()),
+            hubs: Hubs::new(runtime, Habits::default()),
             cancels: CancelLane::new(2 * config.directory.databases.iter().map(|d| d.pool.size).max().unwrap_or(1)),
             users: RwLock::new(Arc::clone(&config.auth.users)),
             auth_query: config.auth.query.clone(),

@@ -6,12 +6,13 @@
 //!
 //! ```text
 //! main -> args, ambassador -> config          the one place of assembly; no part imports config
-//!   |- worker -> net -> client -> listen -> pool -> server -> net, credentials      everything that awaits
+//!   |- worker -> net -> client -> listen -> pool -> monitor -> server -> net, credentials      everything that awaits
 //!   |- admin                      the SQL console, metrics and health; sees clients and pools, changes them on order
 //!   |- drain, watch, watchdog     how it stops, what changed on disk, whether it is alive
 //!   '- telemetry                  every metric and the logs
 //!
 //!  -- pure: bytes, values, time and randomness are arguments -----------------------------------------------
+//!   routing                       which nodes there are, which is fresh enough for a session, and the best of those
 //!   session -> sql, wire          what a client's conversation implies: replies owed, transaction, statements
 //!   auth    -> wire               who may log in, and what it has to prove
 //!   sql                           just enough of the language: words of a statement, and what it does to a session
@@ -57,6 +58,7 @@ pub mod credentials;
 pub mod demo;
 pub mod drain;
 pub mod listen;
+pub mod monitor;
 pub mod net;
 pub mod pool;
 pub mod random;

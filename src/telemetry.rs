@@ -84,6 +84,14 @@ metrics_table! {
     LISTENING_CLIENTS = "pg_ambassador_listening_clients", Gauge, None, "Clients that listen over them.";
     NOTIFICATIONS = "pg_ambassador_notifications_delivered_total", Counter, None, "Notifications for clients that listen over them, counted for each client.";
     LISTENING_LOST = "pg_ambassador_listening_connections_lost_total", Counter, None, "Such connections lost while clients listened: notifications may have been missed.";
+    NODE_UP = "pg_ambassador_node_up", Gauge, None, "1 while a server answers and may be used.";
+    NODE_ROLE = "pg_ambassador_node_role", Gauge, None, "1 for the role that a server has.";
+    NODE_LAG_BYTES = "pg_ambassador_node_lag_bytes", Gauge, Some(Unit::Bytes), "How far a replica is behind what the primary has flushed.";
+    NODE_LAG_SECONDS = "pg_ambassador_node_lag_seconds", Gauge, Some(Unit::Seconds), "The same as time.";
+    NODE_PROBE_SECONDS = "pg_ambassador_node_probe_seconds", Gauge, Some(Unit::Seconds), "How long a server takes to answer a probe, smoothed.";
+    NODE_PROBE_AGE = "pg_ambassador_node_probe_age_seconds", Gauge, Some(Unit::Seconds), "How long ago a server last answered one.";
+    NODE_OUTSTANDING = "pg_ambassador_node_outstanding", Gauge, None, "Routed requests that a server has under way.";
+    NODE_READS = "pg_ambassador_node_reads_total", Counter, None, "Reads that were routed to a server.";
     RELOADS = "pg_ambassador_reloads_total", Counter, None, "Reloads of the configuration, by result.";
     WORKER_LAG = "pg_ambassador_worker_lag_seconds", Gauge, Some(Unit::Seconds), "How long ago the slowest worker's event loop was last seen to turn.";
 }

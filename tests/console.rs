@@ -80,6 +80,13 @@ fn tables() -> Vec<(&'static str, String)> {
         ("LISTS", "list items".into()),
         ("CONFIG", "key value default changeable".into()),
         ("MEM", "name size used free memtotal".into()),
+        (
+            "NODES",
+            words(
+                "database host port role state why tier zone region timeline lsn lag_bytes lag_ms rtt_us weight \
+                 outstanding latency_us reads reads_percent probe_age_ms state_seconds generation",
+            ),
+        ),
         ("STATE", "key value".into()),
         ("VERSION", "version".into()),
     ]

@@ -25,6 +25,7 @@ fn written_out() -> String {
 /// A database needs a host, so the example's empty one gets one here.
 fn settings() -> Vec<Setting> {
     let with_host = written_out().replacen("hosts = []", "hosts = [\"db\"]", 1);
+    let with_host = with_host.replacen("\nhost = \"\"", "\nhost = \"db\"", 1);
     resolve(with_host).settings
 }
 
@@ -42,8 +43,8 @@ fn the_example_shows_every_setting() {
 
 #[test]
 fn the_example_shows_each_setting_with_its_default() {
-    // What is no default: the URL has to be given, the host was put in above, and cores differ.
-    let given = ["url", "databases.shop.hosts", "workers"];
+    // What is no default: the URL has to be given, the hosts were put in above, and cores differ.
+    let given = ["url", "databases.shop.hosts", "nodes.0.host", "workers"];
     let wrong: Vec<String> = settings()
         .into_iter()
         .filter(|setting| setting.value != setting.default && !given.contains(&setting.key.as_str()))

@@ -33,10 +33,10 @@ impl Exchange {
 
     fn with(settings: &[(String, String)], habits: Habits) -> Self {
         let config = config::resolve(&Sources { flags: settings.to_vec(), ..Sources::default() }).unwrap();
-        let directory =
-            Directory::new(&config.directory, Arc::new(Interners::default()), Arc::new(Telemetry::new())).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let handle = runtime.handle().clone();
+        let (interners, telemetry) = (Arc::new(Interners::default()), Arc::new(Telemetry::new()));
+        let directory = Directory::new(&config.directory, interners, telemetry, handle.clone()).unwrap();
         let (end, ended) = oneshot::channel();
         std::thread::spawn(move || drop(runtime.block_on(ended)));
         let hubs = Hubs::new(handle.clone(), habits);

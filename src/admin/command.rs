@@ -69,6 +69,7 @@ tables! {
     Listeners = "LISTENERS", "connections that listen for clients (LISTEN)";
     Lists = "LISTS", "how many of everything there are";
     Mem = "MEM", "memory";
+    Nodes = "NODES", "servers of each database: what they are, how far behind, how near, and why they are not used";
     Pins = "PINS", "clients that keep their server between transactions, and why";
     Pools = "POOLS", "pools: clients and servers by what they are doing";
     Servers = "SERVERS", "server connections";

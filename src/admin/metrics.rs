@@ -3,7 +3,9 @@
 use crate::client::entry::ClientState;
 use crate::client::{Clients, Context};
 use crate::listen::Hubs;
+use crate::monitor::Monitor;
 use crate::pool::{GateState, Pool, PoolName, Totals};
+use crate::routing::Role;
 use crate::server::ServerState;
 use crate::session::Pin;
 use crate::telemetry::{self as t, Telemetry};
@@ -60,6 +62,9 @@ pub fn render(telemetry: &Telemetry, context: &Context, vitals: Vitals) -> Strin
     }
     render_clients(telemetry, clients);
     render_listening(telemetry, &context.hubs);
+    for monitor in context.directory.monitors() {
+        render_nodes(telemetry, &monitor);
+    }
     let queues = queues(clients);
     for set in context.directory.sets() {
         let names = [("database", &*set.name.database), ("user", &*set.name.user)];
@@ -106,6 +111,26 @@ fn render_listening(telemetry: &Telemetry, hubs: &Hubs) {
     telemetry.gauge(&t::LISTENING_CLIENTS, &[], float(all.iter().map(|hub| hub.clients).sum()));
     telemetry.set(&t::NOTIFICATIONS, &[], hubs.totals().delivered.load(Ordering::Relaxed));
     telemetry.set(&t::LISTENING_LOST, &[], hubs.totals().lost.load(Ordering::Relaxed));
+}
+
+fn render_nodes(telemetry: &Telemetry, monitor: &Monitor) {
+    let topology = monitor.topology();
+    for (node, member) in topology.nodes.iter().zip(monitor.members()) {
+        let address = member.address.to_string();
+        let labels = [("server", address.as_str())];
+        telemetry.gauge(&t::NODE_UP, &labels, f64::from(u8::from(node.state.is_up())));
+        for role in [Role::Primary, Role::Replica, Role::Unknown] {
+            let labels = [labels[0], ("role", role.as_str())];
+            telemetry.gauge(&t::NODE_ROLE, &labels, f64::from(u8::from(node.role == role)));
+        }
+        let bytes = node.lag_bytes.and_then(|bytes| usize::try_from(bytes).ok());
+        telemetry.gauge(&t::NODE_LAG_BYTES, &labels, bytes.map_or(0.0, float));
+        telemetry.gauge(&t::NODE_LAG_SECONDS, &labels, node.lag.unwrap_or_default().as_secs_f64());
+        telemetry.gauge(&t::NODE_PROBE_SECONDS, &labels, node.rtt.as_secs_f64());
+        telemetry.gauge(&t::NODE_PROBE_AGE, &labels, node.sampled.elapsed().as_secs_f64());
+        telemetry.gauge(&t::NODE_OUTSTANDING, &labels, f64::from(member.meter.outstanding()));
+        telemetry.set(&t::NODE_READS, &labels, member.meter.reads());
+    }
 }
 
 fn render_pool(telemetry: &Telemetry, pool: &Pool, unassigned: &Totals, labels: &[(&'static str, &str); 3]) {

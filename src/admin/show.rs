@@ -7,7 +7,10 @@ use crate::client::ClientEntry;
 use crate::client::entry::ClientState;
 use crate::config::Setting;
 use crate::listen::Status;
-use crate::pool::{GateState, PoolSet, Totals};
+use crate::monitor::{Member, Monitor};
+use crate::pool::{GateState, Node, PoolSet, Totals};
+use crate::routing::balance::{Unfit, is_fit};
+use crate::routing::{NodeView, Policy, Tick};
 use crate::server::{ServerEntry, ServerState};
 use crate::session::PoolMode;
 use crate::wire::reply::ColumnType;
@@ -82,6 +85,10 @@ pub fn describe(command: &Command) -> Columns {
             ),
             Table::Lists => columns("list items:i"),
             Table::Mem => columns("name size:i used:i free:i memtotal:b"),
+            Table::Nodes => columns(
+                "database host port:i role state why tier:i zone region timeline:i lsn lag_bytes:b lag_ms:b rtt_us:b weight:i \
+                 outstanding:i latency_us:b reads:b reads_percent:i probe_age_ms:b state_seconds:b generation:b",
+            ),
             Table::Pins => {
                 columns("client_id:b server_id:b database user reasons pinned_time seconds:b application_name")
             }
@@ -142,6 +149,7 @@ pub fn rows(table: Table, operator: &Operator) -> Vec<Vec<Cell>> {
         Table::Listeners => operator.context.hubs.status().iter().map(listener_row).collect(),
         Table::Lists => lists(operator),
         Table::Mem => memory(operator),
+        Table::Nodes => nodes(operator),
         Table::Pins => operator.context.clients.all().iter().filter_map(|client| pin_row(client)).collect(),
         Table::Pools => pools(operator),
         Table::State => {
@@ -371,6 +379,71 @@ fn listener_row(hub: &Status) -> Vec<Cell> {
         int(hub.lost),
         seconds,
     ]
+}
+
+fn nodes(operator: &Operator) -> Vec<Vec<Cell>> {
+    let directory = &operator.context.directory;
+    let mut rows = Vec::new();
+    for database in directory.databases() {
+        let name = database.config.name.as_str();
+        match directory.monitor_of(&database) {
+            Some(monitor) => rows.extend(watched(name, &monitor, &database.config.routing.policy)),
+            // One server is not asked what it is, nor are several before the first client needs one.
+            None => rows.extend(database.nodes().iter().map(|node| unwatched(name, node))),
+        }
+    }
+    rows
+}
+
+fn option<T>(value: Option<T>, cell: impl FnOnce(T) -> Cell) -> Cell {
+    value.map_or(Cell::Null, cell)
+}
+
+fn watched(database: &str, monitor: &Monitor, policy: &Policy) -> Vec<Vec<Cell>> {
+    let topology = monitor.topology();
+    let sum: u64 = monitor.members().iter().map(|member| member.meter.reads()).sum();
+    let row = |(node, member): (&NodeView, &Member)| {
+        let why = node.state.why().or_else(|| {
+            let unfit = is_fit(node, policy).err().filter(|unfit| *unfit != Unfit::NoReplica);
+            unfit.map(|unfit| unfit.as_str().to_owned())
+        });
+        let why = why.or_else(|| node.paused.then(|| "replay is paused".to_owned()));
+        let reads = member.meter.reads();
+        vec![
+            text(database),
+            text(&node.host),
+            int(node.port),
+            text(node.role.as_str()),
+            text(node.state.as_str()),
+            option(why, text),
+            int(node.tier),
+            option(node.zone.as_deref(), text),
+            option(node.region.as_deref(), text),
+            if node.timeline == 0 { Cell::Null } else { int(node.timeline) },
+            option(node.lsn, text),
+            option(node.lag_bytes, int),
+            option(node.lag, |lag| int(lag.as_millis())),
+            int(node.rtt.as_micros()),
+            int(node.weight),
+            int(member.meter.outstanding()),
+            int(member.meter.latency_us()),
+            int(reads),
+            int((100 * reads).checked_div(sum).unwrap_or(0)),
+            if node.tick == Tick(0) { Cell::Null } else { int(node.sampled.elapsed().as_millis()) },
+            int(node.since.elapsed().as_secs()),
+            int(topology.generation),
+        ]
+    };
+    topology.nodes.iter().zip(monitor.members()).map(row).collect()
+}
+
+fn unwatched(database: &str, node: &Node) -> Vec<Cell> {
+    let mut row = vec![text(database), text(node.address.host()), int(node.address.port())];
+    row.extend([text("unknown"), text("not watched")]);
+    row.extend(std::iter::repeat_n(Cell::Null, 10));
+    row.extend([int(node.meter.outstanding()), int(node.meter.latency_us()), int(node.meter.reads())]);
+    row.extend(std::iter::repeat_n(Cell::Null, 4));
+    row
 }
 
 fn lists(operator: &Operator) -> Vec<Vec<Cell>> {

@@ -7,10 +7,13 @@ use super::{
 };
 use crate::auth::{Method, Secret, UserList};
 use crate::client::{AuthQuery, Limits};
+use crate::monitor::Habits;
 use crate::net::tls::{Authorities, Identity, ListenerTls, SslMode, UpstreamTls};
 use crate::net::{Address, SocketOptions};
 use crate::pool::directory::{DatabaseConfig, UserConfig, WILDCARD};
-use crate::pool::{DirectoryConfig, PoolConfig};
+use crate::pool::{DirectoryConfig, NodeLabels, PoolConfig, RoutingConfig};
+use crate::routing::survey::Location;
+use crate::routing::{Consistency, Fallback};
 use crate::secret::SecretString;
 use crate::session::PoolMode;
 use std::collections::HashMap;
@@ -52,6 +55,7 @@ struct Defaults {
     prepared_limit: usize,
     max_connections: Option<usize>,
     socket: SocketOptions,
+    routing: RoutingConfig,
 }
 
 /// A list with one item a comma.
@@ -158,8 +162,12 @@ impl Resolver {
         let max_logins = self.at_least_one("max_logins", 128, false);
         let login_timeout = self.positive("client_login_timeout", Duration::from_secs(10));
         let limits = self.limits();
-        let defaults = self.pool_defaults(socket);
-        let databases = self.databases(sources, &defaults);
+        let routing = self.routing(None, RoutingConfig::default());
+        let habits = self.habits(&routing);
+        let place = self.location("zone", "region");
+        let mut labels = self.labels();
+        let defaults = self.pool_defaults(socket, routing);
+        let databases = self.databases(sources, &defaults, &mut labels);
         let users = self.users();
         let dials_per_node = self.at_least_one("dials_per_server", 4, false);
         // Nothing is returned from here before the last setting was asked for: what is not would pass for unknown.
@@ -179,7 +187,14 @@ impl Resolver {
             login_timeout,
             limits,
             socket,
-            directory: DirectoryConfig { databases: databases.clone().unwrap_or_default(), users, dials_per_node },
+            directory: DirectoryConfig {
+                databases: databases.clone().unwrap_or_default(),
+                users,
+                dials_per_node,
+                habits,
+                place,
+                labels,
+            },
             log: self.log(),
             drain_timeout: self.duration("drain_timeout", Duration::from_secs(25)),
             drain_grace: self.duration("drain_grace", Duration::from_secs(3)),
@@ -370,7 +385,7 @@ impl Resolver {
         .settled()
     }
 
-    fn pool_defaults(&mut self, socket: SocketOptions) -> Defaults {
+    fn pool_defaults(&mut self, socket: SocketOptions, routing: RoutingConfig) -> Defaults {
         Defaults {
             mode: self.0.get("pool_mode", PoolMode::Transaction, true, parse_mode, |m| mode_name(*m).to_owned()),
             pool: PoolConfig {
@@ -386,23 +401,109 @@ impl Resolver {
             prepared_limit: self.at_least_one("max_prepared_statements", 500, true),
             max_connections: limit(self.count("max_server_connections", 0, false)),
             socket,
+            routing,
         }
     }
 
     // --------------------------------------------------------------------------------------------------- databases
 
-    fn databases(&mut self, sources: &Sources, defaults: &Defaults) -> Option<Vec<DatabaseConfig>> {
+    // ------------------------------------------------------------------------------------------------------ routing
+
+    /// Where reads go: for all databases, or for one.
+    fn routing(&mut self, path: Option<&str>, default: RoutingConfig) -> RoutingConfig {
+        let key = |name: &str| path.map_or_else(|| name.to_owned(), |path| format!("{path}.{name}"));
+        let policy = default.policy;
+        let parse_mode = |raw: &Raw| {
+            let text = raw.text()?;
+            Consistency::parse(text).ok_or_else(|| format!("{text:?}: write session, eventual, primary or global"))
+        };
+        let parse_fallback = |raw: &Raw| match raw.text()? {
+            "primary" => Ok(Fallback::Primary),
+            "error" => Ok(Fallback::Error),
+            other => Err(format!("{other:?}: write primary or error")),
+        };
+        let show_fallback = |fallback: &Fallback| match fallback {
+            Fallback::Primary => "primary".to_owned(),
+            Fallback::Error => "error".to_owned(),
+        };
+        let parse_share = |raw: &Raw| match u8::try_from(raw.count()?) {
+            Ok(percent @ 0..=100) => Ok(percent),
+            Ok(_) | Err(_) => Err("write a number of percent, from 0 to 100".to_owned()),
+        };
+        let mode = self.0.get(&key("consistency"), default.consistency, true, parse_mode, |m| m.as_str().to_owned());
+        RoutingConfig {
+            consistency: mode,
+            wait_for_replica: self.duration(&key("wait_for_replica"), default.wait_for_replica),
+            policy: crate::routing::Policy {
+                max_lag: self.duration(&key("max_lag"), policy.max_lag),
+                slow_start: self.duration(&key("slow_start"), policy.slow_start),
+                fallback: self.0.get(&key("replica_fallback"), policy.fallback, true, parse_fallback, show_fallback),
+                primary_read_share: self.0.get(
+                    &key("primary_read_share"),
+                    policy.primary_read_share,
+                    true,
+                    parse_share,
+                    ToString::to_string,
+                ),
+            },
+        }
+    }
+
+    fn habits(&mut self, routing: &RoutingConfig) -> Habits {
+        let default = Habits::default();
+        Habits {
+            interval: self.positive("probe_interval", default.interval),
+            timeout: self.positive("probe_timeout", default.timeout),
+            max_lag: routing.policy.max_lag,
+        }
+    }
+
+    fn location(&mut self, zone: &str, region: &str) -> Location {
+        let label = |resolver: &mut Self, key: &str| resolver.text(key, true).map(Into::into);
+        Location { zone: label(self, zone), region: label(self, region) }
+    }
+
+    /// What is said of servers, by their address.
+    fn labels(&mut self) -> HashMap<Address, NodeLabels> {
+        let mut labels = HashMap::new();
+        for (at, place) in self.0.tables("nodes") {
+            let key = |name: &str| format!("nodes.{at}.{name}");
+            let parse_weight = |raw: &Raw| u16::try_from(raw.count()?).map_err(|_| "at most 65535".to_owned());
+            let host = self.text(&key("host"), true);
+            let node = NodeLabels {
+                place: self.location(&key("zone"), &key("region")),
+                weight: self.0.get(&key("weight"), 1, true, parse_weight, ToString::to_string),
+            };
+            match host.map(|host| Url::parse(&format!("postgres://{host}"))) {
+                Some(Ok(url)) if url.hosts.len() == 1 => drop(labels.insert(url.hosts[0].clone(), node)),
+                Some(Ok(_)) => self.0.fault(place, "host: name one server"),
+                Some(Err(faults)) => faults.into_iter().for_each(|fault| self.0.fault(place.clone(), fault)),
+                None => self.0.fault(place, "host is missing: which server is this?"),
+            }
+        }
+        labels
+    }
+
+    fn databases(
+        &mut self,
+        sources: &Sources,
+        defaults: &Defaults,
+        labels: &mut HashMap<Address, NodeLabels>,
+    ) -> Option<Vec<DatabaseConfig>> {
         let mut databases = Vec::new();
         let libpq = Libpq::new(sources);
         let url = self.url("url");
         let names = self.0.tables("databases");
         // The wildcard exists for a URL or PGHOST; databases with names of their own do without.
         if url.is_some() || libpq.names_a_host() {
-            databases.extend(self.database(WILDCARD, url.unwrap_or_default(), &libpq, defaults, None));
+            let url = url.unwrap_or_default();
+            label(labels, &url);
+            databases.extend(self.database(WILDCARD, url, &libpq, defaults, None));
         }
         for (name, place) in names {
             let path = format!("databases.{name}");
             let url = self.url(&format!("{path}.url")).unwrap_or_default();
+            label(labels, &url);
             databases.extend(self.database(&name, url, &libpq, defaults, Some((&path, place))));
         }
         if databases.is_empty() && self.0.raw_value("url").is_none() && self.0.tables("databases").is_empty() {
@@ -478,6 +579,9 @@ impl Resolver {
         let (mut mode, mut pool) = (defaults.mode, defaults.pool.clone());
         let (mut prepared_limit, mut max_connections, mut max_clients) =
             (defaults.prepared_limit, defaults.max_connections, None);
+        let mut routing = defaults.routing;
+        routing.consistency = url.consistency.unwrap_or(routing.consistency);
+        routing.policy.max_lag = url.max_lag.unwrap_or(routing.policy.max_lag);
         if let Some(path) = path {
             let key = |name: &str| format!("{path}.{name}");
             mode = self.0.get(&key("pool_mode"), mode, true, parse_mode, |m| mode_name(*m).to_owned());
@@ -489,6 +593,7 @@ impl Resolver {
             prepared_limit = self.at_least_one(&key("max_prepared_statements"), prepared_limit, true);
             max_connections = limit(self.count(&key("max_server_connections"), max_connections.unwrap_or(0), false));
             max_clients = limit(self.count(&key("max_clients"), 0, true));
+            routing = self.routing(Some(path), routing);
         }
         if let Some(timeout) = url.connect_timeout.filter(|timeout| !timeout.is_zero()) {
             pool.connect_timeout = timeout;
@@ -512,6 +617,7 @@ impl Resolver {
             max_connections,
             max_clients,
             prepared_limit,
+            routing,
         })
     }
 
@@ -632,6 +738,21 @@ impl Resolver {
             StartupPolicy::ListenOnly => "listen-only".to_owned(),
         };
         self.0.get("startup", StartupPolicy::Primary, true, parse, show)
+    }
+}
+
+/// What a URL says of its servers; what the file says of one wins.
+fn label(labels: &mut HashMap<Address, NodeLabels>, url: &Url) {
+    if url.zones.is_empty() && url.regions.is_empty() && url.weights.is_empty() {
+        return;
+    }
+    let text =
+        |list: &[String], at: usize| list.get(at).filter(|text| !text.is_empty()).map(|text| text.as_str().into());
+    for (at, host) in url.hosts.iter().enumerate() {
+        labels.entry(host.clone()).or_insert_with(|| NodeLabels {
+            place: Location { zone: text(&url.zones, at), region: text(&url.regions, at) },
+            weight: url.weights.get(at).copied().unwrap_or(1),
+        });
     }
 }
 

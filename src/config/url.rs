@@ -4,6 +4,7 @@
 
 use crate::net::Address;
 use crate::net::tls::{Authorities, SslMode};
+use crate::routing::Consistency;
 use crate::secret::SecretString;
 use percent_encoding::percent_decode_str;
 use std::path::PathBuf;
@@ -43,6 +44,16 @@ pub struct Url {
     pub keepalives_interval: Option<Duration>,
     /// `keepalives_count`.
     pub keepalives_count: Option<u32>,
+    /// `consistency`: what reads may miss.
+    pub consistency: Option<Consistency>,
+    /// `max_lag`, with its unit: replicas that are further behind get no reads.
+    pub max_lag: Option<Duration>,
+    /// `zones`, `regions` and `weights`: one for each server, in their order.
+    pub zones: Vec<String>,
+    /// The regions.
+    pub regions: Vec<String>,
+    /// The weights.
+    pub weights: Vec<u16>,
 }
 
 /// The parameters that are understood.
@@ -62,6 +73,11 @@ const KNOWN: &[&str] = &[
     "keepalives_idle",
     "keepalives_interval",
     "keepalives_count",
+    "consistency",
+    "max_lag",
+    "zones",
+    "regions",
+    "weights",
     "gssencmode",
     "target_session_attrs",
 ];
@@ -116,6 +132,12 @@ impl Url {
         }
         if url.sslcert.is_some() != url.sslkey.is_some() {
             faults.push("sslcert and sslkey go together".into());
+        }
+        let labels = [("zones", url.zones.len()), ("regions", url.regions.len()), ("weights", url.weights.len())];
+        for (name, count) in labels {
+            if count != 0 && count != hosts.len() {
+                faults.push(format!("{name}: one for each of the {} hosts", hosts.len()));
+            }
         }
         url.hosts = hosts.into_iter().map(|(host, port)| Address::new(&host, port)).collect();
         if faults.is_empty() { Ok(url) } else { Err(faults) }
@@ -174,6 +196,18 @@ impl Url {
                 let count = value.parse().map_err(|_| format!("{name}={value}: write a whole number"))?;
                 self.keepalives_count = Some(count);
             }
+            "consistency" => {
+                let modes = "session, eventual, primary or global";
+                let mode = Consistency::parse(value).ok_or_else(|| format!("consistency={value}: write {modes}"))?;
+                self.consistency = Some(mode);
+            }
+            "max_lag" => self.max_lag = Some(super::units::duration(value)?),
+            "zones" => self.zones = list(value),
+            "regions" => self.regions = list(value),
+            "weights" => {
+                let weight = |text: String| text.parse().map_err(|_| format!("weights={value}: write whole numbers"));
+                self.weights = list(value).into_iter().map(weight).collect::<Result<_, _>>()?;
+            }
             // No GSSAPI here, and `prefer` says that none is fine.
             "gssencmode" if matches!(value, "disable" | "prefer") => {}
             "gssencmode" => {
@@ -191,6 +225,10 @@ impl Url {
         }
         Ok(())
     }
+}
+
+fn list(value: &str) -> Vec<String> {
+    value.split(',').map(|item| item.trim().to_owned()).collect()
 }
 
 /// The authorities that `sslrootcert` names.

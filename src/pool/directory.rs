@@ -3,8 +3,11 @@
 use super::poolset::{PoolSet, Wanted};
 use super::{GateState, Node, PoolConfig, PoolName, Totals, lock};
 use crate::credentials::{Fixed, Proof, Source};
+use crate::monitor::{Habits, Login, Member, Monitor, Ticks};
 use crate::net::tls::{SslMode, TlsError, UpstreamTls};
 use crate::net::{Address, SocketOptions};
+use crate::routing::survey::{Known as KnownNode, Location};
+use crate::routing::{Consistency, Fallback, NodeId, Policy};
 use crate::secret::SecretString;
 use crate::server::{ServerEntry, Target};
 use crate::session::{Interners, PoolMode};
@@ -13,8 +16,9 @@ use foldhash::fast::RandomState;
 use rustls::ClientConfig;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 /// The name of the database that stands for all that are not named.
@@ -49,6 +53,49 @@ pub struct DatabaseConfig {
     pub max_clients: Option<usize>,
     /// Prepared statements that each connection may hold.
     pub prepared_limit: usize,
+    /// Where reads go.
+    pub routing: RoutingConfig,
+}
+
+/// Where reads go, where there are several servers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RoutingConfig {
+    /// How a replica is chosen.
+    pub policy: Policy,
+    /// What reads may miss, unless a session says otherwise.
+    pub consistency: Consistency,
+    /// How long a read may wait for a replica to have what its session needs, before it goes to the primary.
+    pub wait_for_replica: Duration,
+}
+
+impl Default for RoutingConfig {
+    fn default() -> Self {
+        Self {
+            policy: Policy {
+                max_lag: Duration::from_secs(10),
+                slow_start: Duration::from_secs(10),
+                fallback: Fallback::Primary,
+                primary_read_share: 50,
+            },
+            consistency: Consistency::Session,
+            wait_for_replica: Duration::from_millis(20),
+        }
+    }
+}
+
+/// What an operator says of a server, whichever databases are there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeLabels {
+    /// Where it stands.
+    pub place: Location,
+    /// Its share of the reads, beside others that are as near; 0 for none.
+    pub weight: u16,
+}
+
+impl Default for NodeLabels {
+    fn default() -> Self {
+        Self { place: Location::default(), weight: 1 }
+    }
 }
 
 /// What an operator says of a user.
@@ -73,6 +120,12 @@ pub struct DirectoryConfig {
     pub users: HashMap<String, UserConfig>,
     /// Logins at one server at the same time.
     pub dials_per_node: usize,
+    /// How servers are asked what they are, where a database has several.
+    pub habits: Habits,
+    /// Where this program stands.
+    pub place: Location,
+    /// The servers of which something is said.
+    pub labels: HashMap<Address, NodeLabels>,
 }
 
 /// A database that clients can ask for.
@@ -105,6 +158,12 @@ pub struct Directory {
     pauses: Mutex<Pauses>,
     users: Mutex<HashMap<String, UserState>>,
     nodes: Mutex<HashMap<Address, Arc<Node>>>,
+    /// One for each list of servers that a database has, as long as somebody uses it: thousands of pools must not mean
+    /// thousands of probes.
+    monitors: Mutex<HashMap<Box<[NodeId]>, Weak<Monitor>>>,
+    ticks: Arc<Ticks>,
+    /// Where they run: it lives until all clients have gone.
+    runtime: Handle,
 }
 
 /// What PAUSE holds back, pools included that nobody has asked for yet.
@@ -122,9 +181,13 @@ struct UserState {
     clients: Arc<AtomicUsize>,
 }
 
+#[derive(Default)]
 struct Known {
     databases: HashMap<String, Arc<Database>, RandomState>,
     users: HashMap<String, UserConfig>,
+    habits: Habits,
+    place: Location,
+    labels: HashMap<Address, NodeLabels>,
 }
 
 /// What a set of pools is for: what clients do must not meet what we do for ourselves.
@@ -156,7 +219,7 @@ impl std::fmt::Debug for Directory {
 }
 
 impl Directory {
-    /// Makes the databases. No connection is made.
+    /// Makes the databases. No connection is made. Monitors will run on `runtime`.
     ///
     /// # Errors
     /// The first database whose TLS files cannot be used, and why.
@@ -164,15 +227,19 @@ impl Directory {
         config: &DirectoryConfig,
         interners: Arc<Interners>,
         telemetry: Arc<Telemetry>,
+        runtime: Handle,
     ) -> Result<Arc<Self>, (String, TlsError)> {
         let directory = Self {
             interners,
             telemetry,
-            config: RwLock::new(Arc::new(Known { databases: HashMap::default(), users: HashMap::new() })),
+            config: RwLock::default(),
             sets: Mutex::default(),
             pauses: Mutex::default(),
             users: Mutex::default(),
             nodes: Mutex::default(),
+            monitors: Mutex::default(),
+            ticks: Arc::default(),
+            runtime,
         };
         directory.reload(config)?;
         Ok(Arc::new(directory))
@@ -185,6 +252,7 @@ impl Directory {
     pub fn reload(&self, config: &DirectoryConfig) -> Result<(), (String, TlsError)> {
         let known = self.known(config)?;
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(known);
+        self.relabel();
         let sets: Vec<_> = lock(&self.sets).iter().map(|((_, purpose), set)| (*purpose, Arc::clone(set))).collect();
         for (purpose, set) in sets {
             match self.database(&set.name.database) {
@@ -216,12 +284,74 @@ impl Directory {
             let made = Database { config: database.clone(), tls, nodes, shared };
             databases.insert(database.name.clone(), Arc::new(made));
         }
-        Ok(Known { databases, users: config.users.clone() })
+        Ok(Known {
+            databases,
+            users: config.users.clone(),
+            habits: config.habits,
+            place: config.place.clone(),
+            labels: config.labels.clone(),
+        })
     }
 
     fn node(&self, address: &Address, dials: usize) -> Arc<Node> {
         let mut nodes = lock(&self.nodes);
-        Arc::clone(nodes.entry(address.clone()).or_insert_with(|| Node::new(address.clone(), dials)))
+        let next = NodeId(u32::try_from(nodes.len()).unwrap_or(u32::MAX));
+        Arc::clone(nodes.entry(address.clone()).or_insert_with(|| Node::new(next, address.clone(), dials)))
+    }
+
+    fn member(known: &Known, node: &Node) -> Member {
+        let labels = known.labels.get(&node.address).cloned().unwrap_or_default();
+        let known = KnownNode {
+            id: node.id,
+            host: node.address.host().into(),
+            port: node.address.port(),
+            place: labels.place,
+            weight: labels.weight,
+        };
+        Member { known, address: node.address.clone(), meter: Arc::clone(&node.meter) }
+    }
+
+    /// The monitor of a database's servers; none where there is one only, of which there is nothing to be found out.
+    fn monitor(&self, database: &Database) -> Option<Arc<Monitor>> {
+        if database.nodes.len() < 2 {
+            return None;
+        }
+        let key: Box<[NodeId]> = database.nodes.iter().map(|node| node.id).collect();
+        let mut monitors = lock(&self.monitors);
+        monitors.retain(|_, monitor| monitor.strong_count() > 0);
+        if let Some(monitor) = monitors.get(&key).and_then(Weak::upgrade) {
+            return Some(monitor);
+        }
+        let known = self.current();
+        let members = database.nodes.iter().map(|node| Self::member(&known, node)).collect();
+        let (place, ticks) = (known.place.clone(), Arc::clone(&self.ticks));
+        let monitor = Monitor::start(&self.runtime, place, members, known.habits, ticks);
+        monitors.insert(key, Arc::downgrade(&monitor));
+        Some(monitor)
+    }
+
+    /// Tells the monitors of changed labels and habits.
+    fn relabel(&self) {
+        let known = self.current();
+        let nodes: HashMap<NodeId, Arc<Node>> =
+            lock(&self.nodes).values().map(|node| (node.id, Arc::clone(node))).collect();
+        for monitor in self.monitors() {
+            let ids = monitor.members().iter().map(|member| member.known.id);
+            let members: Vec<_> =
+                ids.filter_map(|id| nodes.get(&id)).map(|node| Self::member(&known, node).known).collect();
+            monitor.adopt(known.place.clone(), &members, known.habits);
+        }
+    }
+
+    /// The monitor of a database's servers, if one is in use.
+    pub fn monitor_of(&self, database: &Database) -> Option<Arc<Monitor>> {
+        let key: Box<[NodeId]> = database.nodes.iter().map(|node| node.id).collect();
+        lock(&self.monitors).get(&key).and_then(Weak::upgrade)
+    }
+
+    /// The monitors that are in use.
+    pub fn monitors(&self) -> Vec<Arc<Monitor>> {
+        lock(&self.monitors).values().filter_map(Weak::upgrade).collect()
     }
 
     fn current(&self) -> Arc<Known> {
@@ -345,13 +475,19 @@ impl Directory {
             of_database.into_iter().chain(user_connections.clone()).collect()
         };
         let targets = database.nodes.iter().map(|node| (Arc::clone(node), target(node), limits(node))).collect();
+        let defaults = self.interners.settings.intern::<&str, &str>([]);
+        let monitor = self.monitor(&database).map(|monitor| {
+            let targets = database.nodes.iter().map(target);
+            (monitor, Login::new(targets, Arc::clone(&source), defaults.clone()))
+        });
         Wanted {
             targets,
+            monitor,
             pool,
             source,
             own_source,
             mode: if replication.is_some() { PoolMode::Session } else { user.mode.unwrap_or(config.mode) },
-            defaults: self.interners.settings.intern::<&str, &str>([]),
+            defaults,
             telemetry: Arc::clone(&self.telemetry),
             clients: [(Arc::clone(&database.shared.clients), config.max_clients), (user_clients, user.max_clients)],
             database: Arc::clone(&database),

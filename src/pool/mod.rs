@@ -18,7 +18,7 @@ mod queue;
 mod seat;
 mod stats;
 
-pub use directory::{Database, DatabaseConfig, Directory, DirectoryConfig, UserConfig};
+pub use directory::{Database, DatabaseConfig, Directory, DirectoryConfig, NodeLabels, RoutingConfig, UserConfig};
 pub use error::LeaseError;
 pub use gate::GateState;
 pub use keepers::Keeper;

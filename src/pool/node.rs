@@ -1,6 +1,8 @@
 //! One PostgreSQL server, as all pools that connect to it share it.
 
+use crate::monitor::Meter;
 use crate::net::Address;
+use crate::routing::NodeId;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -8,8 +10,12 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 /// One server.
 #[derive(Debug)]
 pub struct Node {
+    /// Which it is: the same address has the same number for as long as the program runs.
+    pub id: NodeId,
     /// Where it is.
     pub address: Address,
+    /// What it has to do.
+    pub meter: Arc<Meter>,
     dials: Semaphore,
     /// Some pool cannot connect because all places are taken: others shall give up what they do not use.
     crowded: AtomicBool,
@@ -17,8 +23,9 @@ pub struct Node {
 
 impl Node {
     /// A server where so many logins may run at the same time.
-    pub fn new(address: Address, dials: usize) -> Arc<Self> {
-        Arc::new(Self { address, dials: Semaphore::new(dials.max(1)), crowded: AtomicBool::new(false) })
+    pub fn new(id: NodeId, address: Address, dials: usize) -> Arc<Self> {
+        let dials = Semaphore::new(dials.max(1));
+        Arc::new(Self { id, address, meter: Arc::default(), dials, crowded: AtomicBool::new(false) })
     }
 
     /// A place among the logins that run at the same time.

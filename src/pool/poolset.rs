@@ -3,12 +3,14 @@
 use super::directory::Database;
 use super::{GateState, Lease, LeaseError, Node, Pool, PoolConfig, PoolName, Stats, Totals, Wait, Wish, lock};
 use crate::credentials::Source;
+use crate::monitor::{Login, Monitor, NoPrimary};
+use crate::routing::NodeId;
 use crate::server::Target;
 use crate::session::PoolMode;
 use crate::session::settings::Settings;
 use crate::telemetry::Telemetry;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
@@ -17,6 +19,8 @@ pub(super) struct Wanted {
     pub(super) database: Arc<Database>,
     /// Its servers, and the limits of connections to each that hold over several pools.
     pub(super) targets: Vec<(Arc<Node>, Target, Vec<Arc<Semaphore>>)>,
+    /// What watches these servers, where there are several, and how it can log in.
+    pub(super) monitor: Option<(Arc<Monitor>, Arc<Login>)>,
     pub(super) pool: PoolConfig,
     pub(super) source: Arc<dyn Source>,
     /// The source was made from the configuration.
@@ -36,8 +40,6 @@ pub struct PoolSet {
     /// What happened to its clients while they had no server.
     pub stats: Stats,
     state: RwLock<State>,
-    /// Which pool is the primary's; `UNKNOWN` until it was looked for.
-    primary: AtomicUsize,
     members: Arc<AtomicUsize>,
     /// Since when it has had neither clients nor connections.
     unused: Mutex<Option<Instant>>,
@@ -48,11 +50,10 @@ struct State {
     database: Arc<Database>,
     mode: PoolMode,
     pools: Arc<[Arc<Pool>]>,
+    monitor: Option<(Arc<Monitor>, Arc<Login>)>,
     source: Arc<dyn Source>,
     clients: [(Arc<AtomicUsize>, Option<usize>); 2],
 }
-
-const UNKNOWN: usize = usize::MAX;
 
 /// A client counted among those of its pools, its database and its user.
 #[derive(Debug)]
@@ -78,19 +79,21 @@ pub enum Full {
 impl PoolSet {
     pub(super) fn new(name: PoolName, wanted: Wanted) -> Arc<Self> {
         let state = State::new(&name, &wanted, &[]);
-        let primary = AtomicUsize::new(if state.pools.len() == 1 { 0 } else { UNKNOWN });
         Arc::new(Self {
             name,
             stats: Stats::default(),
             state: RwLock::new(state),
-            primary,
             members: Arc::default(),
             unused: Mutex::new(None),
         })
     }
 
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn state(&self) -> State {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.read().clone()
     }
 
     /// Takes over a changed configuration. Pools of servers that are still there keep their connections, unless what
@@ -104,8 +107,6 @@ impl PoolSet {
             // Who has a connection keeps it to the end of its transaction.
             pool.reconnect();
         }
-        let primary = if state.pools.len() == 1 { 0 } else { UNKNOWN };
-        self.primary.store(primary, Ordering::Relaxed);
     }
 
     pub(super) fn source(&self) -> Option<Arc<dyn Source>> {
@@ -124,7 +125,7 @@ impl PoolSet {
 
     /// Its pools, one for each server.
     pub fn pools(&self) -> Arc<[Arc<Pool>]> {
-        Arc::clone(&self.state.read().unwrap_or_else(PoisonError::into_inner).pools)
+        Arc::clone(&self.read().pools)
     }
 
     /// Counts one client more, if there may be one.
@@ -147,11 +148,25 @@ impl PoolSet {
         self.members.load(Ordering::Relaxed)
     }
 
+    /// What watches its servers, where there are several.
+    pub fn monitor(&self) -> Option<Arc<Monitor>> {
+        self.read().monitor.as_ref().map(|(monitor, _)| Arc::clone(monitor))
+    }
+
+    /// The pool of a node.
+    pub fn pool_of(&self, node: NodeId) -> Option<Arc<Pool>> {
+        self.read().pools.iter().find(|pool| pool.node.id == node).cloned()
+    }
+
     /// The pool of the primary, if it is known.
     #[inline]
     pub fn primary(&self) -> Option<Arc<Pool>> {
-        let at = self.primary.load(Ordering::Relaxed);
-        self.state.read().unwrap_or_else(PoisonError::into_inner).pools.get(at).cloned()
+        let state = self.read();
+        let at = match &state.monitor {
+            None => 0,
+            Some((monitor, _)) => monitor.primary()?,
+        };
+        state.pools.get(at).cloned()
     }
 
     /// A connection to the primary if one is idle right now. Never waits, never dials.
@@ -185,46 +200,29 @@ impl PoolSet {
         }
     }
 
-    /// The pool of the primary, looked for if it is not known.
+    /// The pool of the primary, waited for if there is none.
     pub async fn find_primary(&self, deadline: Instant) -> Result<Arc<Pool>, LeaseError> {
         loop {
             if let Some(pool) = self.primary() {
                 return Ok(pool);
             }
-            let mut last = None;
-            for (at, pool) in self.pools().iter().enumerate() {
-                let patience = (Instant::now() + pool.config().connect_timeout).min(deadline);
-                match Self::is_primary(pool, patience).await {
-                    Ok(true) => {
-                        self.primary.store(at, Ordering::Relaxed);
-                        return Ok(Arc::clone(pool));
-                    }
-                    Ok(false) => {}
-                    Err(error) => last = Some(error),
-                }
+            let monitor = self.read().monitor.clone();
+            let no_primary = || LeaseError::NoPrimary(self.name.clone());
+            let (monitor, login) = monitor.ok_or_else(no_primary)?;
+            match monitor.find_primary(&login, deadline).await {
+                // Unless it is gone again, or the servers are others now.
+                Ok(_) => {}
+                Err(NoPrimary::Refused(error)) => return Err(LeaseError::Upstream(error)),
+                Err(NoPrimary::Timeout) => return Err(no_primary()),
             }
-            if Instant::now() >= deadline {
-                return Err(last.unwrap_or(LeaseError::NoPrimary(self.name.clone())));
-            }
-            tokio::time::sleep(Duration::from_millis(250)).await;
-        }
-    }
-
-    async fn is_primary(pool: &Arc<Pool>, deadline: Instant) -> Result<bool, LeaseError> {
-        let mut lease = pool.lease_until(0, deadline).await?;
-        match lease.simple("select pg_catalog.pg_is_in_recovery()").await {
-            Ok(answer) if answer.error.is_none() => {
-                lease.finish(Instant::now());
-                Ok(matches!(answer.rows.as_slice(), [row] if row.first().is_some_and(|v| v.as_deref() == Some("f"))))
-            }
-            _ => Ok(false),
         }
     }
 
     /// What is believed of the primary was wrong.
     pub fn forget_primary(&self) {
-        if self.pools().len() > 1 {
-            self.primary.store(UNKNOWN, Ordering::Relaxed);
+        let primary = self.primary();
+        if let (Some(monitor), Some(pool)) = (self.monitor(), primary) {
+            monitor.demote(pool.node.id, "it is not the primary, or cannot be reached");
         }
     }
 
@@ -266,6 +264,9 @@ impl PoolSet {
 
 impl State {
     fn new(name: &PoolName, wanted: &Wanted, old: &[Arc<Pool>]) -> Self {
+        if let Some((monitor, login)) = &wanted.monitor {
+            monitor.lend(login);
+        }
         let pool = |(node, target, limits): &(Arc<Node>, Target, Vec<Arc<Semaphore>>)| {
             if let Some(pool) = old.iter().find(|pool| Arc::ptr_eq(&pool.node, node)) {
                 pool.reconfigure(wanted.pool.clone());
@@ -288,6 +289,7 @@ impl State {
         };
         Self {
             pools: wanted.targets.iter().map(pool).collect(),
+            monitor: wanted.monitor.clone(),
             database: Arc::clone(&wanted.database),
             mode: wanted.mode,
             source: Arc::clone(&wanted.source),

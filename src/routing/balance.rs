@@ -213,7 +213,7 @@ fn draw(fit: &[Option<(&NodeView, Load, f64)>], tier: u8, with_room: bool, chanc
             left < 0.0
         });
         // Sums of fractions may fall short of themselves.
-        hit.or_else(|| all().last())
+        hit.or_else(|| all().next_back())
     };
     #[allow(clippy::cast_possible_truncation, reason = "the two halves of the number")]
     let (first, second) = (pick(chance as u32)?, pick((chance >> 32) as u32)?);

@@ -15,7 +15,7 @@ const SAMPLES: usize = 64;
 
 /// Where the ambassador itself stands, as far as somebody has said so.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Place {
+pub struct Location {
     /// The zone.
     pub zone: Option<Arc<str>>,
     /// The region.
@@ -32,7 +32,7 @@ pub struct Known {
     /// Its port.
     pub port: u16,
     /// Where it stands.
-    pub place: Place,
+    pub place: Location,
     /// Its share of the reads, beside others of its tier.
     pub weight: u16,
 }
@@ -94,7 +94,7 @@ struct Node {
 /// What is known of a cluster.
 #[derive(Debug)]
 pub struct Survey {
-    place: Place,
+    place: Location,
     max_lag: Duration,
     nodes: Vec<Node>,
     primary: Option<usize>,
@@ -108,7 +108,7 @@ pub struct Survey {
 
 impl Survey {
     /// Nothing is known yet.
-    pub fn new(place: Place, nodes: Vec<Known>, max_lag: Duration, now: Instant) -> Self {
+    pub fn new(place: Location, nodes: Vec<Known>, max_lag: Duration, now: Instant) -> Self {
         let node = |known: Known| Node {
             view: NodeView {
                 id: known.id,
@@ -154,7 +154,7 @@ impl Survey {
     }
 
     /// Takes over changed labels and weights.
-    pub fn relabel(&mut self, place: Place, max_lag: Duration, nodes: &[Known]) {
+    pub fn relabel(&mut self, place: Location, max_lag: Duration, nodes: &[Known]) {
         (self.place, self.max_lag) = (place, max_lag);
         for known in nodes {
             if let Some(node) = self.nodes.iter_mut().find(|node| node.view.id == known.id) {
