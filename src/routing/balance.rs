@@ -222,3 +222,148 @@ fn draw(fit: &[Option<(&NodeView, Load, f64)>], tier: u8, with_room: bool, chanc
     };
     Some(if cost(second) < cost(first) { second.0.id } else { first.0.id })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routing::survey::{Answer, Known, Location, Probe, Survey};
+    use crate::routing::topology::{Moment, Tick};
+    use crate::routing::{Lsn, Trouble};
+    use std::collections::BTreeMap;
+
+    const POLICY: Policy = Policy {
+        max_lag: Duration::from_secs(10),
+        slow_start: Duration::from_secs(10),
+        fallback: Fallback::Primary,
+        primary_read_share: 50,
+    };
+
+    /// Node 0 is the primary, the others are replicas of these tiers.
+    fn topology(tiers: &[u8], now: Instant) -> Topology {
+        let known = (0..=tiers.len()).map(|at| Known {
+            id: NodeId(u32::try_from(at).unwrap()),
+            host: "h".into(),
+            port: 1,
+            place: Location::default(),
+            weight: 1,
+        });
+        let mut survey = Survey::new(Location::default(), known.collect(), POLICY.max_lag, now);
+        for at in 0..=tiers.len() {
+            let lsn = Some(Lsn::new(1));
+            let answer = Answer {
+                in_recovery: at > 0,
+                insert: lsn,
+                flush: lsn,
+                replayed: lsn,
+                timeline: 1,
+                ..Answer::default()
+            };
+            let sent = Moment { tick: Tick(1), at: now };
+            survey.answered(at, Probe { sent, took: Duration::from_millis(1), first: true }, &answer, now);
+        }
+        let mut topology = survey.topology();
+        for (node, &tier) in topology.nodes[1..].iter_mut().zip(tiers) {
+            node.tier = tier;
+        }
+        topology
+    }
+
+    fn mix(mut x: u64) -> u64 {
+        x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        x ^ (x >> 31)
+    }
+
+    fn shares(topology: &Topology, now: Instant, load: impl Fn(&NodeView) -> Load) -> BTreeMap<u32, u32> {
+        let mut shares = BTreeMap::new();
+        for chance in 0..10_000 {
+            match choose(topology, &POLICY, now, mix(chance), |_| true, &load) {
+                Choice::Replica(node) => *shares.entry(node.0).or_insert(0) += 1,
+                other @ (Choice::Queue(_) | Choice::Primary(_) | Choice::Refuse(_)) => panic!("{other:?}"),
+            }
+        }
+        shares
+    }
+
+    fn idle(_: &NodeView) -> Load {
+        Load { capacity: 20, ..Load::default() }
+    }
+
+    #[test]
+    fn the_nearest_tier_gets_all_reads_while_it_has_room() {
+        let now = Instant::now();
+        let topology = topology(&[1, 0, 0, 2], now);
+        let shares = shares(&topology, now, idle);
+        assert_eq!(shares.keys().copied().collect::<Vec<_>>(), [2, 3]);
+        assert!(shares.values().all(|&share| share.abs_diff(5000) < 300), "{shares:?}");
+    }
+
+    #[test]
+    fn reads_spill_over_to_the_next_tier_then_to_the_primary_up_to_its_share_and_wait_at_last() {
+        let now = Instant::now();
+        let topology = topology(&[0, 1], now);
+        let full = |until: u32, spilled| {
+            move |node: &NodeView| Load {
+                saturated: (1..=until).contains(&node.id.0),
+                spilled,
+                capacity: 20,
+                ..Load::default()
+            }
+        };
+        let pick = |load: &dyn Fn(&NodeView) -> Load| choose(&topology, &POLICY, now, 1, |_| true, load);
+        assert_eq!(pick(&full(0, 0)), Choice::Replica(NodeId(1)));
+        assert_eq!(pick(&full(1, 0)), Choice::Replica(NodeId(2)));
+        assert_eq!(pick(&full(2, 9)), Choice::Primary(WhyPrimary::AllBusy));
+        assert_eq!(pick(&full(2, 10)), Choice::Queue(NodeId(1)));
+    }
+
+    #[test]
+    fn the_reason_for_the_primary_is_the_best_that_any_replica_has() {
+        let now = Instant::now();
+        let mut topology = topology(&[0, 0], now);
+        let pick = |topology: &Topology, policy: &Policy, fresh| choose(topology, policy, now, 1, |_| fresh, idle);
+        assert_eq!(pick(&topology, &POLICY, false), Choice::Primary(WhyPrimary::NoneFresh));
+        topology.nodes[1].lag = Some(Duration::from_secs(11));
+        assert_eq!(pick(&topology, &POLICY, true), Choice::Replica(NodeId(2)));
+        topology.nodes[2].state = State::Down(Trouble::Reported("x"));
+        assert_eq!(pick(&topology, &POLICY, true), Choice::Primary(WhyPrimary::AllLag));
+        topology.nodes[1].state = State::Down(Trouble::Reported("x"));
+        assert_eq!(pick(&topology, &POLICY, true), Choice::Primary(WhyPrimary::NoneUp));
+        let strict = Policy { fallback: Fallback::Error, ..POLICY };
+        assert_eq!(pick(&topology, &strict, true), Choice::Refuse(WhyPrimary::NoneUp));
+        topology.nodes = topology.nodes[..1].into();
+        assert_eq!(pick(&topology, &POLICY, true), Choice::Primary(WhyPrimary::NoReplica));
+    }
+
+    #[test]
+    fn a_busy_or_slow_node_gets_less() {
+        let now = Instant::now();
+        let topology = topology(&[0, 0], now);
+        let busy = |node: &NodeView| Load { outstanding: if node.id.0 == 1 { 8 } else { 0 }, ..idle(node) };
+        let slow = |node: &NodeView| Load { latency_us: if node.id.0 == 1 { 50_000 } else { 500 }, ..idle(node) };
+        for shares in [shares(&topology, now, busy), shares(&topology, now, slow)] {
+            assert!(shares[&1].abs_diff(2500) < 300, "only where both draws hit it: {shares:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_is_back_gets_its_share_little_by_little_and_one_of_weight_0_gets_none() {
+        let now = Instant::now();
+        let mut topology = topology(&[0, 0], now);
+        topology.nodes[1].returned = Some(now);
+        let at = |topology: &Topology, seconds| {
+            let shares = shares(topology, now + Duration::from_secs(seconds), idle);
+            shares.get(&1).copied().unwrap_or(0)
+        };
+        let grown: Vec<u32> = [0, 2, 5, 10, 100].map(|seconds| at(&topology, seconds)).to_vec();
+        assert!(
+            grown[0] < 700 && grown.is_sorted_by(|a, b| *a <= b + 300) && grown[3].abs_diff(5000) < 300,
+            "{grown:?}"
+        );
+        topology.nodes[1].weight = 0;
+        assert_eq!(at(&topology, 100), 0);
+        topology.nodes[1].weight = 3;
+        assert!(at(&topology, 100).abs_diff(7500) < 300);
+    }
+}

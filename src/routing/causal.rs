@@ -329,3 +329,386 @@ impl Topology {
         self.samples.last().map(|sample| sample.tick)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! A model: servers with logs that grow, are applied late, are lost in part and fork; a monitor whose probes take their
+    //! time; sessions that read wherever they may. What a read misses of what its session has seen is a violation, unless
+    //! the whole cluster has lost it.
+
+    use super::*;
+    use crate::routing::survey::{Answer, Known, Location, Probe, Survey};
+    use std::sync::Arc;
+
+    const NODES: usize = 4;
+    const SESSIONS: usize = 6;
+
+    struct Chance(u64);
+
+    impl Chance {
+        fn below(&mut self, n: usize) -> usize {
+            self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let mut x = self.0;
+            x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            usize::try_from((x ^ (x >> 31)) % n as u64).unwrap()
+        }
+
+        fn one_in(&mut self, n: usize) -> bool {
+            self.below(n) == 0
+        }
+    }
+
+    /// A server. Its log is what it has applied; a commit is a number of its own.
+    #[derive(Clone, Default)]
+    struct Server {
+        log: Vec<u32>,
+        /// Of a primary's log, what it would still have after a crash, and what replicas can have.
+        flushed: usize,
+        timeline: u32,
+        /// Raised when all its connections break.
+        epoch: u32,
+        /// It is on a history that has ended.
+        forked: bool,
+        connections: Vec<Instant>,
+    }
+
+    enum Flight {
+        None,
+        Sent(Moment, u32),
+        Measured(Moment, u32, Answer),
+    }
+
+    enum Doing {
+        Nothing,
+        Reading { node: usize, epoch: u32, fresh: Option<Fresh> },
+        HasRead { node: usize, fresh: Option<Fresh> },
+        HasWritten,
+    }
+
+    struct Session {
+        causal: Causal,
+        doing: Doing,
+        seen: Vec<u32>,
+    }
+
+    struct World {
+        chance: Chance,
+        servers: Vec<Server>,
+        primary: usize,
+        now: Instant,
+        tick: u64,
+        flights: Vec<Flight>,
+        links: Vec<Option<u32>>,
+        survey: Survey,
+        topology: Arc<Topology>,
+        sessions: Vec<Session>,
+        commits: u32,
+        reads: [u32; 2],
+    }
+
+    fn common(a: &[u32], b: &[u32]) -> usize {
+        a.iter().zip(b).take_while(|(a, b)| a == b).count()
+    }
+
+    impl World {
+        fn new(seed: u64) -> Self {
+            let now = Instant::now();
+            let known = |at| Known { id: NodeId(at), host: "h".into(), port: 1, place: Location::default(), weight: 1 };
+            let known = (0..u32::try_from(NODES).unwrap()).map(known).collect();
+            let mut survey = Survey::new(Location::default(), known, Duration::ZERO, now);
+            let topology = Arc::new(survey.topology());
+            let session = |_| Session { causal: Causal::default(), doing: Doing::Nothing, seen: Vec::new() };
+            Self {
+                chance: Chance(seed),
+                servers: vec![Server { timeline: 1, ..Server::default() }; NODES],
+                primary: 0,
+                now,
+                tick: 0,
+                flights: (0..NODES).map(|_| Flight::None).collect(),
+                links: vec![None; NODES],
+                survey,
+                topology,
+                sessions: (0..SESSIONS).map(session).collect(),
+                commits: 0,
+                reads: [0; 2],
+            }
+        }
+
+        fn moment(&self) -> Moment {
+            Moment { tick: Tick(self.tick), at: self.now }
+        }
+
+        fn commit(&mut self) {
+            self.commits += 1;
+            self.servers[self.primary].log.push(self.commits);
+        }
+
+        /// A replica applies some of what the primary has flushed.
+        fn replicate(&mut self) {
+            let at = self.chance.below(NODES);
+            if self.chance.one_in(3) {
+                let primary = &mut self.servers[self.primary];
+                primary.flushed = primary.log.len();
+            }
+            let (primary, replica) = (self.servers[self.primary].clone(), &mut self.servers[at]);
+            if at == self.primary || replica.forked {
+                return;
+            }
+            let until = (replica.log.len() + 1 + self.chance.below(3)).min(primary.flushed);
+            if until > replica.log.len() {
+                replica.log = primary.log[..until].to_vec();
+            }
+            replica.timeline = primary.timeline;
+        }
+
+        fn probe(&mut self) {
+            let at = self.chance.below(NODES);
+            let server = &self.servers[at];
+            self.flights[at] = match std::mem::replace(&mut self.flights[at], Flight::None) {
+                Flight::None => {
+                    self.tick += 1;
+                    Flight::Sent(Moment { tick: Tick(self.tick), at: self.now }, server.epoch)
+                }
+                Flight::Sent(sent, epoch) => {
+                    let lsn = |len: usize| Some(Lsn::new(1000 + len as u64));
+                    let recovers = at != self.primary;
+                    let answer = Answer {
+                        in_recovery: recovers,
+                        insert: lsn(server.log.len()).filter(|_| !recovers),
+                        flush: lsn(server.flushed).filter(|_| !recovers),
+                        replayed: lsn(server.log.len()).filter(|_| recovers),
+                        received: lsn(server.log.len()).filter(|_| recovers),
+                        timeline: server.timeline,
+                        system: Some(1),
+                        ..Answer::default()
+                    };
+                    Flight::Measured(sent, epoch, answer)
+                }
+                Flight::Measured(sent, epoch, answer) => {
+                    if epoch == server.epoch {
+                        let first = self.links[at].replace(epoch) != Some(epoch);
+                        let probe = Probe { sent, took: Duration::from_millis(1), first };
+                        self.survey.answered(at, probe, &answer, self.now);
+                    } else {
+                        self.survey.failed(at, crate::routing::Trouble::Reported("broken"), self.now);
+                    }
+                    self.topology = Arc::new(self.survey.topology());
+                    Flight::None
+                }
+            };
+        }
+
+        fn disturb(&mut self) {
+            let at = self.chance.below(NODES);
+            let primary = self.servers[self.primary].clone();
+            let server = &mut self.servers[at];
+            match self.chance.below(4) {
+                // A crash: what was not flushed is lost, and a replica begins further back.
+                0 => {
+                    let kept = if at == self.primary {
+                        server.flushed
+                    } else {
+                        server.log.len().saturating_sub(self.chance.below(6))
+                    };
+                    server.log.truncate(kept);
+                    server.epoch += 1;
+                    server.connections.clear();
+                }
+                // A promotion: the old primary is gone, and comes back as a replica.
+                1 if at != self.primary && !server.forked => {
+                    server.timeline = primary.timeline + 1;
+                    let old = std::mem::replace(&mut self.primary, at);
+                    self.commit();
+                    self.servers[at].flushed = self.servers[at].log.len();
+                    let log = self.servers[at].log.clone();
+                    for other in (0..NODES).filter(|&other| other != at) {
+                        // Who has more than the new primary had cannot follow it.
+                        let server = &mut self.servers[other];
+                        server.forked = common(&server.log, &log) < server.log.len();
+                    }
+                    self.servers[old].epoch += 1;
+                    self.servers[old].connections.clear();
+                }
+                // pg_rewind.
+                _ if server.forked => {
+                    server.log.truncate(common(&server.log, &primary.log));
+                    server.forked = false;
+                    server.epoch += 1;
+                    server.connections.clear();
+                }
+                _ => {}
+            }
+        }
+
+        fn act(&mut self) {
+            let which = self.chance.below(SESSIONS);
+            let now = self.moment();
+            let topology = Arc::clone(&self.topology);
+            match std::mem::replace(&mut self.sessions[which].doing, Doing::Nothing) {
+                Doing::Nothing if self.chance.one_in(8) => {
+                    if topology.primary == Some(self.primary) {
+                        self.commit();
+                        let log = self.servers[self.primary].log.clone();
+                        let session = &mut self.sessions[which];
+                        (session.seen, session.doing) = (log, Doing::HasWritten);
+                    }
+                }
+                Doing::Nothing => self.begin_read(which, &topology, now),
+                Doing::HasWritten => self.sessions[which].causal.wrote(now),
+                Doing::HasRead { node, fresh } => {
+                    let id = topology.nodes[node].id;
+                    self.sessions[which].causal.read_on(id, fresh, &topology, now);
+                }
+                Doing::Reading { node, epoch, fresh } => {
+                    let server = &self.servers[node];
+                    if server.epoch != epoch {
+                        return;
+                    }
+                    let session = &mut self.sessions[which];
+                    let survives = common(&session.seen, &self.servers[self.primary].log);
+                    let has = common(&session.seen[..survives], &server.log);
+                    if fresh.is_some() {
+                        assert!(
+                            has == survives,
+                            "session {which} misses {} of {survives} on node {node}: {:?} {topology:#?}",
+                            survives - has,
+                            session.causal
+                        );
+                        self.reads[usize::from(node != self.primary)] += 1;
+                    }
+                    if has == survives {
+                        session.seen.clone_from(&server.log);
+                    }
+                    session.doing = Doing::HasRead { node, fresh };
+                }
+            }
+        }
+
+        fn begin_read(&mut self, which: usize, topology: &Topology, now: Moment) {
+            let node = self.chance.below(NODES);
+            let session = &mut self.sessions[which];
+            if self.chance.one_in(2) {
+                session.causal.settle(topology);
+            }
+            let view = &topology.nodes[node];
+            let server = &mut self.servers[node];
+            if server.connections.is_empty() || self.chance.one_in(4) {
+                server.connections.push(self.now);
+            }
+            let connected = server.connections[self.chance.below(server.connections.len())];
+            let usable = topology.primary == Some(node) || view.is_sound_replica();
+            let fresh = session.causal.is_fresh(view, topology, Consistency::Session, now).ok();
+            let fresh = fresh.filter(|fresh| usable && fresh.takes(connected));
+            // What is said to be the primary may have been promoted away from since: it does not answer as one any more.
+            let is_stale_primary = topology.primary == Some(node) && node != self.primary;
+            if is_stale_primary || (fresh.is_none() && !self.chance.one_in(20)) {
+                return;
+            }
+            session.doing = Doing::Reading { node, epoch: server.epoch, fresh };
+        }
+
+        fn run(&mut self, steps: usize, calm: usize) {
+            for _ in 0..steps {
+                self.now += Duration::from_millis(1);
+                match self.chance.below(10) {
+                    0..2 => self.replicate(),
+                    2..6 => self.probe(),
+                    _ => self.act(),
+                }
+                if self.chance.one_in(calm) {
+                    self.disturb();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_session_misses_what_it_has_written_or_seen() {
+        let mut reads = [0; 2];
+        for seed in 0..150 {
+            let mut world = World::new(seed);
+            world.run(4000, [40, 200, 1_000_000][usize::try_from(seed % 3).unwrap()]);
+            for (sum, count) in reads.iter_mut().zip(world.reads) {
+                *sum += count;
+            }
+        }
+        assert!(reads[0] > 10_000 && reads[1] > 10_000, "on the primary and on replicas: {reads:?}");
+    }
+
+    fn views() -> (Topology, Instant) {
+        let mut world = World::new(1);
+        world.servers[0].log = vec![1];
+        world.servers[0].flushed = 1;
+        world.servers[1].log = vec![1];
+        while world.tick < 60 {
+            world.now += Duration::from_millis(1);
+            world.probe();
+        }
+        (world.survey.topology(), world.now)
+    }
+
+    #[test]
+    fn a_session_that_needs_nothing_may_read_anywhere_over_any_connection() {
+        let (topology, now) = views();
+        let (causal, moment) = (Causal::default(), Moment { tick: Tick(1000), at: now });
+        let fresh = causal.is_fresh(&topology.nodes[2], &topology, Consistency::Session, moment).unwrap();
+        assert!(fresh.takes(now) && causal.is_free());
+        assert_eq!(causal.lsn(&topology), Ok(None));
+    }
+
+    #[test]
+    fn a_write_waits_for_a_later_sample_and_the_replica_for_its_position() {
+        let (topology, now) = views();
+        let check = |causal: &Causal, node: usize| {
+            let begun = Moment { tick: Tick(1000), at: now };
+            causal.is_fresh(&topology.nodes[node], &topology, Consistency::Session, begun)
+        };
+        let mut causal = Causal::default();
+        causal.wrote(Moment { tick: Tick(1000), at: now });
+        assert_eq!(check(&causal, 1), Err(NotFresh::NoSample));
+        assert_eq!(causal.lsn(&topology), Err(NotFresh::NoSample));
+        assert_eq!(check(&causal, 0), Ok(Fresh::ALWAYS));
+        causal.wrote(Moment { tick: Tick(0), at: now });
+        let fresh = check(&causal, 1).unwrap();
+        assert!(!fresh.takes(now + Duration::from_secs(1)), "over an old connection only");
+        assert_eq!(check(&causal, 2), Err(NotFresh::Behind));
+        assert_eq!(causal.lsn(&topology), Ok(Some(Lsn::new(1001))));
+        assert!(!causal.worth_waiting(&topology, Consistency::Session));
+        // What it has then read on the primary is newer than any sample, but what it wrote is there already.
+        causal.read_on(NodeId(0), Some(Fresh::ALWAYS), &topology, Moment { tick: Tick(1000), at: now });
+        assert_eq!(check(&causal, 1), Err(NotFresh::NoSample));
+        assert!(causal.worth_waiting(&topology, Consistency::Session));
+    }
+
+    #[test]
+    fn modes_differ_in_what_a_read_may_miss() {
+        let (topology, now) = views();
+        let moment = |tick| Moment { tick: Tick(tick), at: now };
+        let mut causal = Causal::default();
+        let check = |causal: &Causal, mode, begun| {
+            causal.is_fresh(&topology.nodes[1], &topology, mode, moment(begun)).map(|_| ())
+        };
+        assert_eq!(check(&causal, Consistency::Primary, 0), Ok(()));
+        assert_eq!(check(&causal, Consistency::Global, 0), Ok(()));
+        assert_eq!(check(&causal, Consistency::Global, 1000), Err(NotFresh::NoSample));
+        causal.wrote(moment(0));
+        assert_eq!(check(&causal, Consistency::Session, 0), Ok(()));
+        assert_eq!(check(&causal, Consistency::Primary, 0), Err(NotFresh::WroteOnce));
+        causal.wrote(moment(1000));
+        assert_eq!(check(&causal, Consistency::Eventual, 0), Ok(()));
+    }
+
+    #[test]
+    fn a_token_of_another_session_is_waited_for() {
+        let (topology, now) = views();
+        let moment = Moment { tick: Tick(1000), at: now };
+        let check = |lsn| {
+            let mut causal = Causal::default();
+            causal.set_min_lsn(Lsn::new(lsn), &topology, moment);
+            causal.is_fresh(&topology.nodes[1], &topology, Consistency::Session, moment).map(|_| ())
+        };
+        assert_eq!(check(1001), Ok(()));
+        assert_eq!(check(1002), Err(NotFresh::Behind));
+    }
+}

@@ -314,6 +314,8 @@ impl Survey {
             self.system = self.agreed_system();
         }
         let undecided = self.system.is_none() && self.answering().any(|node| node.view.system.is_some());
+        // Until all have been tried that is no reason to refuse one.
+        let waits = undecided && self.nodes.iter().any(|node| node.health == Health::New);
         let belongs = |node: &Node| match (self.system, node.view.system) {
             (Some(ours), Some(its)) => ours == its,
             (None, Some(_)) => !undecided,
@@ -345,7 +347,7 @@ impl Survey {
         }
         (self.primary, self.timeline) = (primary, timeline);
         for (node, refusal) in self.nodes.iter_mut().zip(refusals) {
-            node.settle(refusal, now);
+            node.settle(refusal, waits, now);
         }
     }
 
@@ -427,8 +429,9 @@ impl Node {
         self.is_answering() && !self.view.shared_storage && (1..timeline).contains(&self.view.timeline)
     }
 
-    fn settle(&mut self, refusal: Option<Refusal>, now: Instant) {
+    fn settle(&mut self, refusal: Option<Refusal>, waits: bool, now: Instant) {
         let state = match (&self.health, refusal) {
+            (Health::Up | Health::Suspect(_), Some(Refusal::OtherSystem(_))) if waits => State::New,
             (Health::Up | Health::Suspect(_), Some(refusal)) => State::Refused(refusal),
             (Health::New, _) => State::New,
             (Health::Up, None) => State::Up,
@@ -444,5 +447,263 @@ impl Node {
             view.returned = Some(now);
         }
         view.state = state;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// A cluster whose nodes answer when the test says so.
+    struct Rig {
+        survey: Survey,
+        now: Instant,
+        tick: u64,
+    }
+
+    fn known(at: u32, zone: Option<&str>, region: Option<&str>) -> Known {
+        let place = Location { zone: zone.map(Into::into), region: region.map(Into::into) };
+        Known { id: NodeId(at), host: format!("n{at}").into(), port: 5432, place, weight: 1 }
+    }
+
+    fn primary(lsn: u64, timeline: u32) -> Answer {
+        let lsn = Some(Lsn::new(lsn));
+        Answer { insert: lsn, flush: lsn, timeline, system: Some(7), ..Answer::default() }
+    }
+
+    fn replica(lsn: u64, timeline: u32) -> Answer {
+        let lsn = Some(Lsn::new(lsn));
+        Answer { in_recovery: true, replayed: lsn, received: lsn, timeline, system: Some(7), ..Answer::default() }
+    }
+
+    impl Rig {
+        fn new(nodes: u32) -> Self {
+            let nodes = (0..nodes).map(|at| known(at, None, None)).collect();
+            let now = Instant::now();
+            Self { survey: Survey::new(Location::default(), nodes, 1000 * MS, now), now, tick: 0 }
+        }
+
+        fn answer_in(&mut self, took: Duration, at: usize, answer: &Answer) {
+            self.tick += 1;
+            let sent = Moment { tick: Tick(self.tick), at: self.now };
+            self.now += took;
+            self.survey.answered(at, Probe { sent, took, first: false }, answer, self.now);
+        }
+
+        fn answer(&mut self, at: usize, answer: &Answer) {
+            self.answer_in(MS, at, answer);
+        }
+
+        /// A primary and a replica that have agreed on which cluster they are.
+        fn pair() -> Self {
+            let mut rig = Self::new(2);
+            rig.answer(1, &replica(100, 1));
+            rig.answer(0, &primary(100, 1));
+            rig
+        }
+
+        fn fail(&mut self, at: usize) {
+            self.survey.failed(at, Trouble::Lost("x".into()), self.now);
+        }
+
+        fn state(&mut self, at: usize) -> State {
+            self.survey.topology().nodes[at].state.clone()
+        }
+
+        fn lag(&mut self, at: usize) -> (Option<u64>, Option<u128>) {
+            let topology = self.survey.topology();
+            (topology.nodes[at].lag_bytes, topology.nodes[at].lag.map(|lag| lag.as_millis()))
+        }
+    }
+
+    #[test]
+    fn roles_are_what_the_nodes_say() {
+        let mut rig = Rig::new(3);
+        assert!(rig.survey.is_pressing() && rig.survey.primary().is_none());
+        rig.answer(1, &primary(100, 1));
+        assert_eq!(rig.survey.primary(), None, "one of three may belong to another cluster than the others");
+        rig.answer(0, &replica(100, 1));
+        assert_eq!(rig.survey.primary(), Some(1));
+        rig.answer(2, &replica(90, 1));
+        assert!(!rig.survey.is_pressing());
+        let topology = rig.survey.topology();
+        assert_eq!(
+            topology.nodes.iter().map(|n| n.role).collect::<Vec<_>>(),
+            [Role::Replica, Role::Primary, Role::Replica]
+        );
+        assert_eq!((topology.timeline, topology.system, topology.samples.len()), (1, Some(7), 0));
+        rig.answer(1, &primary(100, 1));
+        assert_eq!(rig.survey.topology().samples.len(), 1);
+    }
+
+    #[test]
+    fn of_two_primaries_the_one_of_the_higher_timeline_is_right() {
+        let mut rig = Rig::new(2);
+        rig.answer(0, &primary(100, 1));
+        rig.answer(1, &replica(100, 1));
+        assert_eq!(rig.survey.primary(), Some(0));
+        rig.answer(1, &primary(120, 2));
+        assert_eq!(rig.survey.primary(), Some(1));
+        assert_eq!(rig.state(0), State::Refused(Refusal::OldTimeline(1)));
+        // Whatever becomes of the new one: what the old one writes may be thrown away.
+        rig.fail(1);
+        rig.fail(1);
+        rig.answer(0, &primary(200, 1));
+        assert_eq!(rig.survey.primary(), None);
+        assert_eq!(rig.state(0), State::Refused(Refusal::OldTimeline(1)));
+    }
+
+    #[test]
+    fn of_two_primaries_of_one_timeline_neither_is_used() {
+        let mut rig = Rig::new(3);
+        rig.answer(0, &primary(100, 2));
+        rig.answer(1, &primary(100, 2));
+        rig.answer(2, &replica(100, 2));
+        assert_eq!(rig.survey.primary(), None);
+        assert_eq!(rig.state(0), State::Refused(Refusal::TwoPrimaries));
+        assert_eq!(rig.state(2), State::Up, "reads go on");
+        rig.answer(1, &primary(100, 3));
+        assert_eq!(rig.survey.primary(), Some(1));
+    }
+
+    #[test]
+    fn a_node_of_another_cluster_is_never_used() {
+        let mut rig = Rig::new(3);
+        rig.answer(2, &Answer { system: Some(8), ..primary(900, 9) });
+        rig.answer(0, &primary(100, 1));
+        assert_eq!(rig.survey.primary(), None, "nobody knows which cluster is meant");
+        rig.answer(1, &replica(100, 1));
+        assert_eq!(rig.survey.primary(), Some(0));
+        assert_eq!(rig.state(2), State::Refused(Refusal::OtherSystem(8)));
+        assert_eq!(rig.survey.topology().timeline, 1);
+    }
+
+    #[test]
+    fn one_failure_makes_a_node_suspect_and_the_second_puts_it_down() {
+        let mut rig = Rig::new(2);
+        rig.answer(0, &primary(100, 1));
+        rig.answer(1, &replica(100, 1));
+        rig.fail(0);
+        assert!(matches!(rig.state(0), State::Suspect(_)) && rig.survey.is_pressing());
+        assert_eq!(rig.survey.primary(), Some(0));
+        rig.fail(0);
+        assert!(matches!(rig.state(0), State::Down(_)));
+        assert_eq!(rig.survey.primary(), None);
+        rig.answer(0, &primary(100, 1));
+        assert_eq!(rig.survey.primary(), Some(0));
+        assert!(rig.survey.topology().nodes[0].returned.is_some());
+    }
+
+    #[test]
+    fn a_demoted_primary_is_believed_only_what_it_says_to_a_later_probe() {
+        let mut rig = Rig::new(2);
+        rig.answer(0, &primary(100, 1));
+        rig.answer(1, &replica(100, 1));
+        let tick = rig.tick + 1;
+        rig.survey.demote(0, "25006", Tick(tick), rig.now);
+        assert_eq!(rig.survey.primary(), None);
+        // That probe was on its way already.
+        rig.answer(0, &primary(100, 1));
+        assert_eq!(rig.survey.primary(), None);
+        rig.answer(0, &primary(100, 1));
+        assert_eq!(rig.survey.primary(), Some(0));
+    }
+
+    #[test]
+    fn lag_is_what_a_replica_has_not_reached_of_what_the_primary_had() {
+        let mut rig = Rig::pair();
+        rig.answer(1, &replica(100, 1));
+        assert_eq!(rig.lag(1), (Some(0), Some(0)));
+        rig.answer(0, &primary(300, 1));
+        rig.now += 500 * MS;
+        rig.answer(1, &replica(200, 1));
+        assert_eq!(rig.lag(1), (Some(100), Some(501)));
+    }
+
+    #[test]
+    fn the_growing_timestamp_of_an_idle_primary_is_no_lag() {
+        let hour = Some(Duration::from_secs(3600));
+        let mut rig = Rig::new(2);
+        // Nothing to compare with yet, and nothing to replay.
+        rig.answer(1, &Answer { replay_age: hour, ..replica(100, 1) });
+        assert_eq!(rig.lag(1), (None, None));
+        rig.answer(0, &primary(100, 1));
+        rig.answer(1, &Answer { replay_age: hour, ..replica(100, 1) });
+        assert_eq!(rig.lag(1), (Some(0), Some(0)));
+        // The first transaction after the pause is on its way.
+        rig.answer(0, &primary(300, 1));
+        let on_its_way = Answer { replay_age: hour, received: Some(Lsn::new(300)), ..replica(100, 1) };
+        rig.answer(1, &on_its_way);
+        assert_eq!(rig.lag(1), (Some(200), Some(1)));
+        // But one that is behind all that is known of the primary may be as old as it says.
+        let mut rig = Rig::new(2);
+        rig.answer(1, &on_its_way);
+        rig.answer(0, &primary(300, 1));
+        rig.answer(1, &on_its_way);
+        assert_eq!(rig.lag(1), (Some(200), Some(3_600_000)));
+    }
+
+    #[test]
+    fn what_a_primary_has_not_flushed_is_no_lag() {
+        let mut rig = Rig::new(2);
+        rig.answer(1, &replica(100, 1));
+        rig.answer(0, &Answer { flush: Some(Lsn::new(100)), ..primary(150, 1) });
+        rig.answer(1, &replica(100, 1));
+        assert_eq!(rig.lag(1), (Some(0), Some(0)));
+        assert_eq!(rig.survey.topology().samples[0].insert, Lsn::new(150));
+    }
+
+    #[test]
+    fn samples_end_with_the_primary_they_are_of_and_with_its_crash() {
+        let mut rig = Rig::new(2);
+        rig.answer(1, &replica(100, 1));
+        for lsn in 0..100 {
+            rig.answer(0, &primary(100 + lsn, 1));
+        }
+        assert_eq!(rig.survey.topology().samples.len(), SAMPLES);
+        rig.fail(0);
+        rig.fail(0);
+        assert_eq!(rig.survey.topology().samples.len(), SAMPLES, "nobody is primary: what was known still holds");
+        rig.answer(0, &primary(150, 1));
+        assert_eq!(rig.survey.topology().samples.len(), 1, "unflushed WAL was lost in a crash");
+        rig.answer(1, &primary(300, 2));
+        let samples = rig.survey.topology().samples;
+        assert_eq!(samples.iter().map(|sample| sample.insert).collect::<Vec<_>>(), [Lsn::new(300)]);
+    }
+
+    #[test]
+    fn labels_make_tiers_and_without_any_the_distance_does() {
+        let nodes = vec![known(0, Some("a"), Some("r")), known(1, Some("b"), Some("r")), known(2, None, Some("s"))];
+        let place = Location { zone: Some("b".into()), region: Some("r".into()) };
+        let mut survey = Survey::new(place, nodes, MS, Instant::now());
+        let tiers = |survey: &mut Survey| survey.topology().nodes.iter().map(|node| node.tier).collect::<Vec<_>>();
+        assert_eq!(tiers(&mut survey), [1, 0, 2]);
+        let mut rig = Rig::new(5);
+        for (at, ms) in [(1, 1), (2, 2), (3, 20), (4, 100)] {
+            rig.answer_in(ms * MS, at, &replica(100, 1));
+        }
+        assert_eq!(tiers(&mut rig.survey), [0, 0, 0, 1, 2]);
+        // A breath of the network moves nobody.
+        for _ in 0..20 {
+            rig.answer_in(MS * 5 / 2, 2, &replica(100, 1));
+        }
+        assert_eq!(tiers(&mut rig.survey), [0, 0, 0, 1, 2]);
+        for _ in 0..60 {
+            rig.answer_in(MS * 10, 2, &replica(100, 1));
+        }
+        assert_eq!(tiers(&mut rig.survey), [0, 0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_replica_that_was_too_far_behind_comes_back_slowly() {
+        let mut rig = Rig::pair();
+        rig.answer(0, &primary(200, 1));
+        rig.now += 2000 * MS;
+        rig.answer(1, &replica(100, 1));
+        assert_eq!(rig.survey.topology().nodes[1].returned, None);
+        rig.answer(1, &replica(200, 1));
+        assert_eq!(rig.survey.topology().nodes[1].returned, Some(rig.now));
     }
 }
