@@ -18,6 +18,7 @@ mod hostile;
 mod leaving;
 mod lifecycle;
 mod listening;
+mod monitor;
 mod notifications;
 mod outdated_statements;
 mod pooling;

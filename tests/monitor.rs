@@ -1,0 +1,239 @@
+//! The monitor: what servers are is found out, and found out soon, without anybody saying so.
+
+use crate::support::{Ambassador, Chaos, Client, How, Way, cluster, wait_until};
+use pg_ambassador::demo::cluster::{Cluster, Options};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// What SHOW NODES says of each server, by its port.
+fn nodes(ambassador: &Ambassador) -> BTreeMap<u16, BTreeMap<&'static str, String>> {
+    const COLUMNS: [&str; 22] = [
+        "database",
+        "host",
+        "port",
+        "role",
+        "state",
+        "why",
+        "tier",
+        "zone",
+        "region",
+        "timeline",
+        "lsn",
+        "lag_bytes",
+        "lag_ms",
+        "rtt_us",
+        "weight",
+        "outstanding",
+        "latency_us",
+        "reads",
+        "reads_percent",
+        "probe_age_ms",
+        "state_seconds",
+        "generation",
+    ];
+    let rows = ambassador.show("NODES");
+    let named = |row: Vec<Option<String>>| {
+        assert_eq!(row.len(), COLUMNS.len());
+        COLUMNS.into_iter().zip(row.into_iter().map(Option::unwrap_or_default)).collect::<BTreeMap<_, _>>()
+    };
+    rows.into_iter().map(named).map(|row| (row["port"].parse().unwrap(), row)).collect()
+}
+
+fn replicated(replicas: usize, settings: &[(&str, &str)]) -> Cluster {
+    let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    cluster(&Options { replicas, settings, ..Options::default() })
+}
+
+fn hosts(ports: &[u16]) -> String {
+    let hosts: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    format!("postgres://{}/?sslmode=disable", hosts.join(","))
+}
+
+fn ports(cluster: &Cluster) -> Vec<u16> {
+    cluster.nodes.iter().map(|node| node.port).collect()
+}
+
+/// Waits until a column of a server's line is so.
+fn wait_for(ambassador: &Ambassador, port: u16, column: &str, is_so: impl Fn(&str) -> bool) {
+    wait_until(&format!("{column} of {port}"), || nodes(ambassador).get(&port).is_some_and(|row| is_so(&row[column])));
+}
+
+/// How many connections a monitor has there.
+fn probes(cluster: &Cluster, node: usize) -> String {
+    let sql = "select count(*) from pg_stat_activity where application_name = 'pg-ambassador monitor'";
+    cluster.psql(node, sql).unwrap()
+}
+
+/// The server that a client's next statement runs on.
+fn port_of(client: &mut Client) -> u16 {
+    client.value("select inet_server_port()").parse().unwrap()
+}
+
+#[test]
+fn monitor_finds_roles_that_nobody_has_configured_and_follows_a_promotion() {
+    let cluster = replicated(2, &[]);
+    let ports = ports(&cluster);
+    // The primary is named in the middle.
+    let ambassador = Ambassador::start(&[&hosts(&[ports[1], ports[0], ports[2]])]);
+    let mut client = Client::new(ambassador.port);
+    assert_eq!(port_of(&mut client), ports[0]);
+    for (&port, role) in ports.iter().zip(["primary", "replica", "replica"]) {
+        wait_for(&ambassador, port, "role", |found| found == role);
+        wait_for(&ambassador, port, "state", |state| state == "up");
+        wait_for(&ambassador, port, "timeline", |timeline| timeline == "1");
+    }
+    assert!(nodes(&ambassador)[&ports[1]]["lsn"].contains('/'));
+    cluster.stop(0, "immediate").unwrap();
+    cluster.promote(1).unwrap();
+    let promoted = Instant::now();
+    // Nothing is sent to a replica meanwhile: the client waits for the new primary, or has one error of its lost connection.
+    let mut client = Client::new(ambassador.port);
+    client.value("create table monitored (); select 1");
+    assert_eq!(port_of(&mut client), ports[1]);
+    assert!(promoted.elapsed() < Duration::from_secs(4), "{:?}", promoted.elapsed());
+    wait_for(&ambassador, ports[1], "timeline", |timeline| timeline == "2");
+    wait_for(&ambassador, ports[0], "state", |state| state == "down");
+}
+
+#[test]
+fn monitor_fences_an_old_primary_that_comes_back() {
+    let cluster = replicated(1, &[]);
+    let ports = ports(&cluster);
+    let ambassador = Ambassador::start(&[&hosts(&ports)]);
+    let mut client = Client::new(ambassador.port);
+    assert_eq!(port_of(&mut client), ports[0]);
+    wait_for(&ambassador, ports[1], "role", |role| role == "replica");
+    // Nobody has stopped it: there are two.
+    cluster.promote(1).unwrap();
+    wait_for(&ambassador, ports[0], "state", |state| state == "refused");
+    let row = &nodes(&ambassador)[&ports[0]];
+    assert!(row["why"].contains("timeline 1"), "{row:?}");
+    assert_eq!(port_of(&mut Client::new(ambassador.port)), ports[1]);
+    drop(client);
+}
+
+#[test]
+fn monitor_believes_neither_of_two_clusters_of_which_none_has_more_nodes() {
+    let (one, other) = (cluster(&Options::default()), cluster(&Options::default()));
+    let ambassador = Ambassador::start(&[&hosts(&[one.port(), other.port()]), "--checkout-timeout", "1s"]);
+    let error = match Client::try_login(ambassador.port, &[("user", "postgres"), ("database", "postgres")]) {
+        Ok(mut client) => client.try_query("select 1").unwrap_err(),
+        Err(error) => error,
+    };
+    assert_eq!(error.code(), "57P03");
+    for port in [one.port(), other.port()] {
+        wait_for(&ambassador, port, "why", |why| why.contains("another cluster"));
+    }
+}
+
+#[test]
+fn monitor_sees_a_paused_replica_fall_behind_and_an_idle_primary_stand_still() {
+    let cluster = replicated(1, &[]);
+    let ports = ports(&cluster);
+    let ambassador = Ambassador::start(&[hosts(&ports).as_str(), "--set", "max_lag=1s"]);
+    let mut client = Client::new(ambassador.port);
+    client.value("create table behind (n int); select 1");
+    let replica = ports[1];
+    wait_for(&ambassador, replica, "lag_bytes", |bytes| bytes == "0");
+    // A new segment has a long header; the insert position is behind it, and no replica ever replays that far.
+    client.query("select pg_switch_wal()");
+    wait_for(&ambassador, replica, "lag_bytes", |bytes| bytes == "0");
+    std::thread::sleep(Duration::from_millis(1500));
+    let row = &nodes(&ambassador)[&replica];
+    assert_eq!((row["lag_bytes"].as_str(), row["lag_ms"].as_str(), row["why"].as_str()), ("0", "0", ""), "{row:?}");
+    cluster.psql(1, "select pg_wal_replay_pause()").unwrap();
+    client.value("insert into behind select generate_series(1, 1000); select 1");
+    wait_for(&ambassador, replica, "why", |why| why == "lagging");
+    let row = &nodes(&ambassador)[&replica];
+    assert!(row["lag_bytes"].parse::<u64>().unwrap() > 10_000, "{row:?}");
+    assert!(row["lag_ms"].parse::<u64>().unwrap() >= 1000, "{row:?}");
+    cluster.psql(1, "select pg_wal_replay_resume()").unwrap();
+    wait_for(&ambassador, replica, "why", str::is_empty);
+}
+
+#[test]
+fn monitor_gives_a_silent_server_up_and_has_one_question_on_its_way() {
+    let cluster = replicated(1, &[]);
+    let chaos = Chaos::start(cluster.nodes[1].port);
+    let url = hosts(&[cluster.port(), chaos.port]);
+    let ambassador = Ambassador::start(&[url.as_str(), "--set", "probe_timeout=300ms"]);
+    let mut client = Client::new(ambassador.port);
+    client.query("select 1");
+    wait_for(&ambassador, chaos.port, "state", |state| state == "up");
+    assert_eq!((chaos.open(), chaos.accepted()), (1, 1));
+    chaos.dial_delay(Duration::from_secs(60));
+    chaos.end_all(How::Blackhole);
+    let began = Instant::now();
+    wait_for(&ambassador, chaos.port, "state", |state| state == "down");
+    // The idle interval, the probe's time, and the login's, which may take three times as long.
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(nodes(&ambassador)[&chaos.port]["why"].contains("no answer"));
+    client.query("select 1");
+    chaos.dial_delay(Duration::ZERO);
+    wait_for(&ambassador, chaos.port, "state", |state| state == "up");
+    // What the proxy still has open are logins that were given up.
+    let before = chaos.passed(Way::ToServer);
+    std::thread::sleep(Duration::from_secs(1));
+    let bytes = chaos.passed(Way::ToServer) - before;
+    assert!(bytes < 30_000, "{bytes} bytes");
+    client.query("select 1");
+}
+
+#[test]
+fn monitor_shares_its_probes_among_all_pools_of_the_same_servers() {
+    let cluster = replicated(1, &[]);
+    cluster.psql(0, "create role a login; create role b login").unwrap();
+    cluster.psql(0, "create database other").unwrap();
+    let ambassador = Ambassador::start(&[&hosts(&ports(&cluster))]);
+    let clients = [("a", "postgres"), ("b", "postgres"), ("a", "other"), ("postgres", "other")]
+        .map(|(user, database)| Client::login(ambassador.port, &[("user", user), ("database", database)]));
+    wait_until("the replica is watched", || probes(&cluster, 1) == "1");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(probes(&cluster, 1), "1");
+    let labels = format!("server=\"127.0.0.1:{}\"", cluster.nodes[1].port);
+    let metrics = ambassador.http("/metrics").1;
+    assert!(metrics.contains(&format!("pg_ambassador_node_up{{{labels}}} 1")), "{metrics}");
+    drop(clients);
+}
+
+#[test]
+fn monitor_knows_aurora_by_its_function() {
+    let cluster = replicated(1, &[]);
+    // What Aurora has, as far as a probe looks at it.
+    let fake = "create function pg_catalog.aurora_db_instance_identifier() returns text language sql as $$ select 'me' $$; \
+                create function pg_catalog.aurora_replica_status(out server_id text, out replica_lag_in_msec float8, \
+                out last_update_timestamp timestamptz) returns setof record language sql \
+                as $$ select 'me', 5000, pg_catalog.clock_timestamp() $$";
+    cluster.psql(0, fake).unwrap();
+    let ports = ports(&cluster);
+    let url = hosts(&ports);
+    wait_until("the replica has it", || cluster.psql(1, "select pg_catalog.aurora_db_instance_identifier()").is_ok());
+    let ambassador = Ambassador::start(&[url.as_str(), "--set", "max_lag=2s"]);
+    assert_eq!(port_of(&mut Client::new(ambassador.port)), ports[0]);
+    wait_for(&ambassador, ports[1], "lag_ms", |ms| ms.parse::<u64>().is_ok_and(|ms| (5000..6000).contains(&ms)));
+    assert_eq!(nodes(&ambassador)[&ports[1]]["why"], "lagging");
+}
+
+#[test]
+fn monitor_asks_as_a_role_that_may_see_little() {
+    let cluster = replicated(1, &[]);
+    let revoke = "create role small login; revoke execute on function pg_control_system(), pg_control_checkpoint(), \
+                  pg_control_recovery() from public";
+    cluster.psql(0, revoke).unwrap();
+    let ambassador = Ambassador::start(&[&hosts(&ports(&cluster))]);
+    let mut client = Client::login(ambassador.port, &[("user", "small"), ("database", "postgres")]);
+    assert_eq!(port_of(&mut client), cluster.port());
+    wait_for(&ambassador, cluster.nodes[1].port, "role", |role| role == "replica");
+    wait_for(&ambassador, cluster.nodes[1].port, "state", |state| state == "up");
+}
+
+#[test]
+fn monitor_lets_a_client_hear_at_once_that_its_database_does_not_exist() {
+    let cluster = replicated(1, &[]);
+    let ambassador = Ambassador::start(&[&hosts(&ports(&cluster))]);
+    let began = Instant::now();
+    let mut client = Client::connect(ambassador.port);
+    client.send(&crate::support::client::startup(&[("user", "postgres"), ("database", "nowhere")]));
+    assert_eq!(client.finish_login().unwrap_err().code(), "3D000");
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
