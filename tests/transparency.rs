@@ -622,7 +622,6 @@ fn what_deallocate_all_drops_is_gone_for_what_was_sent_right_behind_it() {
 }
 
 #[test]
-#[ignore = "prepared again on another server, the constants of a statement are read by the settings of now"]
 fn a_statement_keeps_the_meaning_that_its_constants_had_when_it_was_prepared() {
     let ambassador = ambassador(1);
     for (text, change) in [

@@ -1,7 +1,8 @@
 //! The client's frames: what each needs, what it leaves in the queue of owed replies, and how it goes on.
 
-use super::pipeline::{Copy, Kind, Note, Owed};
+use super::pipeline::{Copy, Fate, Kind, Note, Owed};
 use super::prepared::{Lookup, Own, PREFIX, Presence, Statement};
+use super::reading;
 use super::{
     Body, End, Interners, Next, Orphan, Outbound, ServerSide, Session, Taken, Unnamed, Violation, WHOLE_FRAME,
 };
@@ -548,7 +549,7 @@ impl Session {
         let query = sql::without_trace(parse.query, self.standard_strings).unwrap_or(parse.query);
         let parse = frontend::Parse { query, ..parse };
         let analyse = || sql::analyse(parse.query, self.standard_strings);
-        let statement = if self.is_unsettled(server) {
+        let statement = if server.is_unsettled() {
             shared.statements.private(parse.query, parse.types, analyse())
         } else {
             shared.statements.intern(parse.query, parse.types, &self.settings, analyse)
@@ -581,7 +582,8 @@ impl Session {
     fn unnamed_sent(&mut self, text: Option<Arc<[u8]>>, analysis: Analysis, server: &mut ServerSide) -> Note {
         self.unnamed_count = self.unnamed_count.wrapping_add(1);
         let id = (self.id << 32) | u64::from(self.unnamed_count);
-        let made = Unnamed { id, text, analysis, standard_strings: self.standard_strings };
+        let (standard_strings, unsettled) = (self.standard_strings, server.is_unsettled());
+        let made = Unnamed { id, text, analysis, standard_strings, unsettled, read_by: None };
         self.unnamed_pending = (self.unnamed_pending.0 + 1, self.batch);
         Note::Unnamed { client: self.unnamed.replace(Box::new(made)), server: server.unnamed.replace(id) }
     }
@@ -819,11 +821,7 @@ impl Session {
         let statement = self.current(shared, &name, statement, server)?;
         if server.prepared.touch(statement.id, self.batch) != Presence::Held {
             server.make_room(self.batch, to_server);
-            reply::parse(to_server.edit(), statement.name.as_bytes(), &statement.query, &statement.types);
-            server.parses += 1;
-            let sent = Some(server.prepared.parse(&statement, self.batch));
-            let note = Note::Parsed { name: None, statement: Arc::clone(&statement), sent };
-            server.pipeline.push(Owed::behind(Kind::Parse).with(note));
+            server.prepare(&statement, self.batch, Fate::Behind, to_server);
             reply::sync(to_server.edit());
             server.pipeline.push(Owed::behind(Kind::Sync));
         }
@@ -860,7 +858,7 @@ impl Session {
     ///
     /// Its text may mean something else by now than it did when it was prepared, because the client has changed its
     /// settings. PostgreSQL then looks at it anew, and so do we: under another name, so that who has not changed them keeps
-    /// what it has.
+    /// what it has. What was read when it was prepared is read the same again; see `reading`.
     #[inline]
     fn current(
         &mut self,
@@ -869,7 +867,7 @@ impl Session {
         statement: Arc<Statement>,
         server: &ServerSide,
     ) -> Option<Arc<Statement>> {
-        let unsettled = self.is_unsettled(server);
+        let unsettled = server.is_unsettled();
         if statement.is_meant_by(&self.settings) && !unsettled {
             return Some(statement);
         }
@@ -883,7 +881,9 @@ impl Session {
         let now = if unsettled {
             shared.statements.private(&statement.query, &statement.types, analysis)
         } else {
-            shared.statements.intern(&statement.query, &statement.types, &self.settings, || analysis)
+            let reading = statement.reading_under(&self.settings);
+            let (query, types) = (&statement.query, &statement.types);
+            shared.statements.intern_read_by(query, types, &self.settings, &reading, || analysis)
         };
         self.prepared.replace(name, &now);
         Some(now)
@@ -899,11 +899,18 @@ impl Session {
         server.unnamed_pending = Some(self.batch);
         match mine.and_then(|u| u.text.as_deref()) {
             Some(text) => {
+                let can = server.can_read_as_then();
+                let reading = match mine.and_then(|u| u.read_by.as_ref()).filter(|_| can) {
+                    Some(then) => reading::unnamed_changes(text, then, &self.settings),
+                    None => Vec::new(),
+                };
+                server.set_reading(&reading, true, Fate::Swallow, to_server);
                 reply::request(to_server.edit(), FrontendTag::Parse, |body| {
                     body.push(0);
                     body.extend(text);
                 });
                 server.pipeline.push(Owed::swallow(Kind::Parse).with(Note::UnnamedMade));
+                server.set_reading(&reading, false, Fate::Swallow, to_server);
             }
             None => {
                 reply::close_statement(to_server.edit(), b"");
@@ -1084,13 +1091,25 @@ impl ServerSide {
             Presence::Undecided if self.will_settle() => return false,
             Presence::Undecided | Presence::Missing => {}
         }
+        if !statement.reading.is_empty() && !self.pipeline.surely_accepts() && self.will_settle() {
+            return false;
+        }
         self.make_room(batch, to_server);
+        self.prepare(statement, batch, Fate::Swallow, to_server);
+        true
+    }
+
+    /// Sends the Parse of a statement that the server lacks.
+    fn prepare(&mut self, statement: &Arc<Statement>, batch: u32, fate: Fate, to_server: &mut Outbound<'_>) {
+        let reads = self.can_read_as_then() && statement.is_meant_by(&self.settings);
+        let reading = if reads { &*statement.reading } else { &[] };
+        self.set_reading(reading, true, fate, to_server);
         reply::parse(to_server.edit(), statement.name.as_bytes(), &statement.query, &statement.types);
         self.parses += 1;
         let sent = Some(self.prepared.parse(statement, batch));
         let note = Note::Parsed { name: None, statement: Arc::clone(statement), sent };
-        self.pipeline.push(Owed::swallow(Kind::Parse).with(note));
-        true
+        self.pipeline.push(Owed { fate, ..Owed::swallow(Kind::Parse) }.with(note));
+        self.set_reading(reading, false, fate, to_server);
     }
 
     /// Closes the statements that were not used for longest, so that one more has room.

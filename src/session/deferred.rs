@@ -171,7 +171,8 @@ impl Session {
             self.unnamed_count = self.unnamed_count.wrapping_add(1);
             let id = (self.id << 32) | u64::from(self.unnamed_count);
             let standard_strings = self.standard_strings;
-            self.unnamed = Some(Box::new(Unnamed { id, text: Some(text), analysis, standard_strings }));
+            let made = Unnamed { id, text: Some(text), analysis, standard_strings, unsettled: true, read_by: None };
+            self.unnamed = Some(Box::new(made));
         }
         self.carry_out(control, &text);
         for answer in answers {

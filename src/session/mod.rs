@@ -12,6 +12,7 @@ mod outbound;
 mod pin;
 mod pipeline;
 pub mod prepared;
+mod reading;
 mod replay;
 mod server_frames;
 pub mod settings;
@@ -132,6 +133,10 @@ struct Unnamed {
     analysis: Analysis,
     /// How its text was read: `standard_conforming_strings`.
     standard_strings: bool,
+    /// It is not known for certain which settings it was parsed under.
+    unsettled: bool,
+    /// The settings that its constants were read by, if others have become known since.
+    read_by: Option<Settings>,
 }
 
 /// A failed transaction without a server.

@@ -166,7 +166,10 @@ impl Pipeline {
 
     /// Whether a message that is sent now will be accepted in any case, unless one of its own batch fails before it.
     pub(super) fn surely_accepts(&self) -> bool {
-        let ends = |owed: &Owed| matches!(owed.kind, Kind::Sync | Kind::Query { .. } | Kind::Function);
+        // What is ours leaves no transaction failed.
+        let ends = |owed: &Owed| {
+            owed.fate == Fate::Forward && matches!(owed.kind, Kind::Sync | Kind::Query { .. } | Kind::Function)
+        };
         self.tx != TxStatus::Failed && !self.owed.iter().any(ends)
     }
 

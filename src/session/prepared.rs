@@ -4,6 +4,7 @@
 //! its meaning; on every server it has one name, made from its number. So two clients that call different statements
 //! "s1" never meet, and two that prepare the same text share it.
 
+use super::reading::{self, Reading};
 use super::settings::{Setting, Settings};
 use crate::sql::Analysis;
 use foldhash::fast::RandomState;
@@ -28,6 +29,8 @@ pub struct Statement {
     /// What is known of the text.
     pub analysis: Analysis,
     parse_key: Arc<[Setting]>,
+    /// By what its constants are read, where that is not what the settings are by which the rest of it is.
+    pub(super) reading: Box<[Reading]>,
     /// Some server has parsed it.
     proven: AtomicBool,
     /// A server refused it because what it reads has changed since it was parsed.
@@ -55,6 +58,18 @@ impl Statement {
     pub(super) fn is_meant_by(&self, settings: &Settings) -> bool {
         Arc::ptr_eq(&self.parse_key, settings.parse_key())
     }
+
+    /// By what its constants are to be read for a session that has these settings by now.
+    pub(super) fn reading_under(&self, settings: &Settings) -> Vec<Reading> {
+        if self.is_private() || !reading::may_have_constants(&self.query) {
+            return Vec::new();
+        }
+        reading::changes(&self.parse_key, &self.reading, settings.parse_key())
+    }
+
+    fn is_private(&self) -> bool {
+        self.parse_key.first().is_some_and(|(name, _)| **name == *PREFIX)
+    }
 }
 
 impl std::fmt::Debug for Statement {
@@ -68,6 +83,7 @@ struct Key<'a> {
     query: &'a [u8],
     types: &'a [u8],
     parse_key: &'a Arc<[Setting]>,
+    reading: &'a [Reading],
 }
 
 impl Key<'_> {
@@ -79,6 +95,7 @@ impl Key<'_> {
         *self.query == *statement.query
             && *self.types == *statement.types
             && Arc::ptr_eq(self.parse_key, &statement.parse_key)
+            && *self.reading == *statement.reading
     }
 }
 
@@ -99,7 +116,19 @@ impl StatementInterner {
         settings: &Settings,
         analyse: impl FnOnce() -> Analysis,
     ) -> Arc<Statement> {
-        let key = Key { query, types, parse_key: settings.parse_key() };
+        self.intern_read_by(query, types, settings, &[], analyse)
+    }
+
+    /// The same for one whose constants were read by other settings.
+    pub(super) fn intern_read_by(
+        &self,
+        query: &[u8],
+        types: &[u8],
+        settings: &Settings,
+        reading: &[Reading],
+        analyse: impl FnOnce() -> Analysis,
+    ) -> Arc<Statement> {
+        let key = Key { query, types, parse_key: settings.parse_key(), reading };
         let hash = key.hash(&self.hashing);
         let mut statements = self.statements.lock().unwrap_or_else(PoisonError::into_inner);
         if statements.len() == statements.capacity() {
@@ -120,6 +149,7 @@ impl StatementInterner {
             types: types.into(),
             analysis: analyse(),
             parse_key: Arc::clone(key.parse_key),
+            reading: reading.into(),
             proven: AtomicBool::new(false),
             outdated: AtomicBool::new(false),
         });
@@ -139,6 +169,7 @@ impl StatementInterner {
             analysis,
             // An allocation of its own is a key of its own.
             parse_key: Arc::from(vec![(Box::from(PREFIX), id.to_string().into_boxed_str())]),
+            reading: Box::default(),
             proven: AtomicBool::new(false),
             outdated: AtomicBool::new(false),
         })
@@ -146,7 +177,7 @@ impl StatementInterner {
 
     /// The statement with this text and these types that some server is known to have parsed.
     pub fn proven(&self, query: &[u8], types: &[u8], settings: &Settings) -> Option<Arc<Statement>> {
-        let key = Key { query, types, parse_key: settings.parse_key() };
+        let key = Key { query, types, parse_key: settings.parse_key(), reading: &[] };
         let statements = self.statements.lock().unwrap_or_else(PoisonError::into_inner);
         let list = statements.get(&key.hash(&self.hashing))?;
         let is_proven = |s: &Arc<Statement>| key.is_of(s) && !s.is_outdated() && s.proven.load(Ordering::Relaxed);

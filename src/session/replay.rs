@@ -1,6 +1,6 @@
 //! Bring a server to the client's settings, in front of the client's own message and in the same write.
 
-use super::pipeline::{Kind, Owed};
+use super::pipeline::{Fate, Kind, Note, Owed};
 use super::prepared::Own;
 use super::settings::Settings;
 use super::{Outbound, ServerSide, Session};
@@ -80,6 +80,31 @@ impl Session {
 }
 
 impl ServerSide {
+    /// Sets settings, given as names and values, in front of the client's next message and in its transaction.
+    pub(super) fn set_in_front(&mut self, values: &[Option<&[u8]>], fate: Fate, to_server: &mut Outbound<'_>) {
+        let own = Own::Set(values.len() / 2);
+        let (name, out) = (own.name(), to_server.edit());
+        let mut sent = |kind, note: Option<Note>| {
+            let owed = Owed { fate, ..Owed::swallow(kind) };
+            self.pipeline.push(match note {
+                Some(note) => owed.with(note),
+                None => owed,
+            });
+        };
+        if !self.prepared.has_own(own) {
+            reply::parse(out, name.as_bytes(), statement_text(values.len() / 2).as_bytes(), &[0, 0]);
+            sent(Kind::Parse, Some(Note::OwnMade(own)));
+            self.prepared.own |= own.bit();
+        }
+        reply::bind_text(out, name.as_bytes(), values);
+        sent(Kind::Bind, None);
+        reply::execute(out);
+        sent(Kind::Execute { commits: false }, None);
+        // The client must not find a portal that it has not made.
+        reply::close_portal(out);
+        sent(Kind::Close, None);
+    }
+
     /// The same as a conversation of our own: the messages, ended by a Sync. The caller reads the answers and then
     /// calls [`ServerSide::note_settings`].
     pub fn settings_request(&mut self, wanted: &Settings) -> Vec<u8> {

@@ -42,6 +42,22 @@ const NO_PARSE_EFFECT: &[&str] = &[
     "work_mem",
 ];
 
+/// Settings by which the constants of a text are read, when it is prepared and not again.
+pub(super) const READING: [&str; 12] = [
+    "array_nulls",
+    "backslash_quote",
+    "client_encoding",
+    "datestyle",
+    "default_text_search_config",
+    "intervalstyle",
+    "lc_monetary",
+    "standard_conforming_strings",
+    "timezone",
+    "timezone_abbreviations",
+    "transform_null_equals",
+    "xmloption",
+];
+
 /// Settings that say who the session is, in the order in which they are taken on.
 const IDENTITY: [&str; 2] = ["session_authorization", "role"];
 

@@ -241,8 +241,15 @@ impl Session {
             shared.settings.intern(list.into_iter().filter(|(n, v)| n != "role" || v != "none" || began_with_role));
         let reset = self.startup.iter().filter(|(name, _)| known.get(name).is_none());
         let mine: Vec<(&str, &str)> = reset.chain(known.iter()).collect();
-        self.settings = shared.settings.intern(mine);
+        let mine = shared.settings.intern(mine);
+        let before = std::mem::replace(&mut self.settings, mine);
         server.settings = known;
+        if let Some(unnamed) = &mut self.unnamed
+            && !unnamed.unsettled
+            && !before.same(&self.settings)
+        {
+            unnamed.read_by.get_or_insert(before);
+        }
     }
 
     /// Behind a message that may have reset settings: they are to be what they were at the login. PostgreSQL itself would
@@ -258,13 +265,6 @@ impl Session {
         let (names, values) = (array(&names), array(&values));
         server.ask_own(Own::Restore, &[Some(names.as_bytes()), Some(values.as_bytes())], None, to_server);
     }
-
-    /// Whether what this server has set is not what the session is known to have set: a statement that is parsed there now
-    /// may mean something else than it does elsewhere.
-    #[inline]
-    pub(super) fn is_unsettled(&self, server: &ServerSide) -> bool {
-        server.dirty.and(server.asked).and(server.unanswered).has(Effects::MEANING) || server.pins.has(Pin::Temporary)
-    }
 }
 
 /// Sets again what the session began with, where it is set no more.
@@ -279,6 +279,13 @@ pub(super) const RESTORE: &str = "\
     and source operator(pg_catalog.=) 'session') end";
 
 impl ServerSide {
+    /// Whether what is set here is not what the session is known to have set: a statement that is parsed here now may mean
+    /// something else than it does elsewhere.
+    #[inline]
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.dirty.and(self.asked).and(self.unanswered).has(Effects::MEANING) || self.pins.has(Pin::Temporary)
+    }
+
     /// What has to be asked about.
     fn topics(&self) -> u32 {
         let dirty = self.dirty;
