@@ -646,3 +646,34 @@ fn a_statement_keeps_the_meaning_that_its_constants_had_when_it_was_prepared() {
         }
     }
 }
+
+#[test]
+fn a_text_for_a_name_that_is_taken_is_looked_at_before_the_name_is_refused() {
+    let ambassador = ambassador(2);
+    let text = |name: &str| parse("s", &format!("select * from {name}"));
+    let [expected, found] = [shared().port(), ambassador.port].map(|port| {
+        let mut client = Client::new(port);
+        client.query("create schema if not exists taken; create table if not exists taken.seen (a int)");
+        client.query("set search_path = taken");
+        client.exchange(&[text("seen"), sync()].concat());
+        // What the name stands for is not to be seen from here.
+        client.query("set search_path = pg_catalog");
+        client.query("select 1");
+        // The server that has it is another's from here.
+        let mut other = Client::new(port);
+        other.query("begin; select 1");
+        let mut answers = Vec::new();
+        for (around, texts) in [
+            ("", ["nowhere", "seen", "pg_class"]),
+            ("begin", ["pg_class", "seen", "nowhere"]),
+            ("rollback", ["taken.seen", "pg_class", "pg_class"]),
+        ] {
+            client.query(around);
+            answers.extend(texts.map(|name| client.exchange(&[text(name), sync()].concat())));
+        }
+        client.query("set search_path = taken");
+        answers.push(client.exchange(&[bind("", "s", &[]), execute("", 0), sync()].concat()));
+        answers
+    });
+    assert_eq!(found, expected);
+}

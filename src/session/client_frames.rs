@@ -530,18 +530,14 @@ impl Session {
             Lookup::Unknown => None,
             // Whether it exists is known when nothing is on its way.
             Lookup::Known(..) | Lookup::Undecided if server.will_settle() => return wait_for_quiet(to_server),
-            Lookup::Known(name, statement) => Some((Arc::clone(name), Arc::clone(statement))),
+            Lookup::Known(name, _) => Some(Arc::clone(name)),
             Lookup::Undecided => None,
         };
-        if let Some((name, existing)) = existing {
-            // PostgreSQL refuses a name that is taken, but only after it has looked at the text: let the server do both,
-            // against a statement that it has.
-            if !server.ensure_prepared(&existing, self.batch, to_server) {
-                return wait_for_quiet(to_server);
-            }
-            let note = Note::Duplicate { statement: Arc::clone(&existing) };
-            server.pipeline.push(Owed::forward(Kind::Parse).with(note).naming(&name));
-            reply::parse(to_server.edit(), existing.name.as_bytes(), parse.query, parse.types);
+        if let Some(name) = existing {
+            // PostgreSQL refuses a name that is taken, but only after it has looked at the text: let the server do both.
+            server.take_name(to_server);
+            server.pipeline.push(Owed::forward(Kind::Parse).naming(&name));
+            reply::parse(to_server.edit(), Own::Taken.name().as_bytes(), parse.query, parse.types);
             return Fare::Done;
         }
         self.counts.client_parses += 1;
@@ -1012,7 +1008,6 @@ impl Session {
             match note {
                 Note::Parsed { name: Some(name), .. } | Note::Closed { name } => self.prepared.confirm(&name),
                 Note::Parsed { name: None, .. }
-                | Note::Duplicate { .. }
                 | Note::Unnamed { .. }
                 | Note::UnnamedMade
                 | Note::Dropped { .. }
@@ -1097,6 +1092,19 @@ impl ServerSide {
         self.make_room(batch, to_server);
         self.prepare(statement, batch, Fate::Swallow, to_server);
         true
+    }
+
+    /// Sees to it that there is a statement under the name that stands for those which are taken. What the client has run
+    /// may have dropped it; and even a failed transaction takes an empty text.
+    fn take_name(&mut self, to_server: &mut Outbound<'_>) {
+        let (own, out) = (Own::Taken, to_server.edit());
+        reply::close_statement(out, own.name().as_bytes());
+        self.pipeline.push(Owed::swallow(Kind::Close));
+        reply::parse(out, own.name().as_bytes(), b"", &[0, 0]);
+        let owed = Owed::swallow(Kind::Parse);
+        // Skipped, both leave what was there.
+        self.pipeline.push(if self.prepared.has_own(own) { owed } else { owed.with(Note::OwnMade(own)) });
+        self.prepared.own |= own.bit();
     }
 
     /// Sends the Parse of a statement that the server lacks.

@@ -53,8 +53,6 @@ pub(super) enum Fate {
 pub(super) enum Note {
     /// Parse of a named statement. `name` is the client's; none for a replay. `sent`: the server is asked, by this.
     Parsed { name: Option<Arc<[u8]>>, statement: Arc<Statement>, sent: Option<Operation> },
-    /// Parse of a name the client has already: fails, with a message that has to name the client's name.
-    Duplicate { statement: Arc<Statement> },
     /// Parse of the unnamed statement, and what there was before: the client's, and whose the server's was.
     Unnamed { client: Option<Box<Unnamed>>, server: Option<u64> },
     /// A message of ours that makes the server's unnamed statement the client's, or none if the client has none.

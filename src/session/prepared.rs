@@ -355,6 +355,8 @@ pub(super) enum Own {
     Begin,
     /// Forgets where the sequences stand.
     Forget,
+    /// Does nothing; its name is taken.
+    Taken,
 }
 
 impl Own {
@@ -368,6 +370,7 @@ impl Own {
             Self::Restore => 1 << (Self::MOST + 2),
             Self::Begin => 1 << (Self::MOST + 3),
             Self::Forget => 1 << (Self::MOST + 4),
+            Self::Taken => 1 << (Self::MOST + 5),
         }
     }
 
@@ -379,6 +382,8 @@ impl Own {
             Self::Restore => format!("{PREFIX}restore"),
             Self::Begin => format!("{PREFIX}begin"),
             Self::Forget => format!("{PREFIX}forget"),
+            // Like those of statements, which are counted from 1.
+            Self::Taken => format!("{PREFIX}0"),
         }
     }
 }
@@ -522,7 +527,7 @@ impl ServerPrepared {
 
     /// Statements for our own purposes that it has, or will have.
     pub(super) fn owned(&self) -> impl Iterator<Item = Own> {
-        let all = (1..=Own::MOST).map(Own::Set).chain([Own::Ask, Own::Restore, Own::Begin, Own::Forget]);
+        let all = (1..=Own::MOST).map(Own::Set).chain([Own::Ask, Own::Restore, Own::Begin, Own::Forget, Own::Taken]);
         all.filter(|own| self.has_own(*own))
     }
 

@@ -198,12 +198,6 @@ impl Session {
             Note::UnnamedMade => server.unnamed_pending = None,
             Note::Dropped { statement, sent } => server.prepared.settle(statement.id, sent, true),
             Note::Closed { name } => self.prepared.confirm(&name),
-            // The server took a second statement of one name: it did not hold the first one after all. What stands under
-            // our name there now is not what we believe; forget it, so that the next use parses it afresh.
-            Note::Duplicate { statement } => {
-                let gone = server.prepared.close(&statement, self.batch);
-                server.prepared.settle(statement.id, gone, true);
-            }
             Note::Reply(bytes) => to_client.edit().extend(bytes),
             Note::OwnMade(own) => server.prepared.own |= own.bit(),
             Note::OwnGone(own) => server.prepared.own &= !own.bit(),
@@ -253,7 +247,7 @@ impl Session {
             Note::Dropped { statement, sent } => server.prepared.settle(statement.id, sent, false),
             Note::Closed { name } => self.prepared.undo(&name),
             Note::OwnMade(own) => server.prepared.own &= !own.bit(),
-            Note::Duplicate { .. } | Note::Reply(_) | Note::OwnGone(_) | Note::Begun | Note::Asked => {}
+            Note::Reply(_) | Note::OwnGone(_) | Note::Begun | Note::Asked => {}
         }
     }
 
@@ -268,7 +262,6 @@ impl Session {
             Note::Parsed { name: None, .. }
             | Note::UnnamedMade
             | Note::Dropped { .. }
-            | Note::Duplicate { .. }
             | Note::OwnMade(_)
             | Note::OwnGone(_)
             | Note::Begun
