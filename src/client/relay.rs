@@ -483,6 +483,10 @@ impl Relay {
     #[inline]
     fn after_server_input(&mut self) -> Result<(), Stop> {
         let Server::Leased(lease) = &mut self.server else { return Ok(()) };
+        if let Some(again) = self.session.take_again(&self.upstream.interners) {
+            self.handle_again(again);
+            return Ok(());
+        }
         if lease.side.is_busy() {
             // The server waits for COPY data: what the client sends next is a part of that, or an error.
             if self.quiet && lease.side.in_copy_in() {
@@ -551,6 +555,15 @@ impl Relay {
             self.unhandled = true;
         }
         Ok(())
+    }
+
+    /// The client's input is handled once more from here on.
+    #[cold]
+    fn handle_again(&mut self, mut input: Vec<u8>) {
+        input.append(&mut self.input);
+        self.input = input;
+        self.quiet = false;
+        self.unhandled = true;
     }
 
     fn stats(&self) -> &Stats {
@@ -659,6 +672,9 @@ impl Relay {
         if let Server::Leased(lease) = self.part_from_server() {
             mid_frame = lease.side.is_mid_frame();
             lease.close();
+        }
+        if let Some(again) = self.session.take_again(&self.upstream.interners) {
+            self.handle_again(again);
         }
         match told {
             ServerLoss::Survived => Ok(()),

@@ -566,6 +566,9 @@ impl Session {
             let note = Note::Parsed { name: Some(name), statement, sent };
             server.pipeline.push(Owed::forward(Kind::Parse).with(note));
         } else {
+            if self.begins_batch(server) {
+                self.answered_batch = Some(self.batch);
+            }
             let note = Note::Parsed { name: Some(name), statement, sent: None };
             let mut answer = Vec::new();
             reply::message(&mut answer, BackendTag::ParseComplete, |_| {});
@@ -638,6 +641,7 @@ impl Session {
         } else {
             match self.prepared.look_up(bind.statement, self.batch) {
                 Lookup::Known(name, statement) => {
+                    let begins = self.begins_batch(server);
                     let owed = Owed::forward(Kind::Bind).naming(name);
                     let Some(statement) = self.current(shared, &Arc::clone(name), Arc::clone(statement), server) else {
                         return Ok(wait_for_quiet(to_server));
@@ -655,6 +659,9 @@ impl Session {
                         self.hide_others(server, to_server);
                     }
                     self.bound(statement.analysis, &statement.query, body, server, to_server);
+                    if begins {
+                        self.keep(&input[cut.start..], server);
+                    }
                     rename_bind(cut, bind, &statement.name, to_server);
                     server.pipeline.push(owed);
                     to_server.pass(cut.start + HEADER + bind.names_len..cut.end);
@@ -690,6 +697,7 @@ impl Session {
         to_server: &mut Outbound<'_>,
     ) {
         self.counts.binds += 1;
+        self.answered_batch = None;
         self.will_run(analysis.effects, text, server, to_server);
         if analysis.effects.has(NAMING) {
             server.note_values(body);
@@ -936,14 +944,19 @@ impl Session {
                 let mut owed = Owed::forward(Kind::DescribeStatement);
                 match self.prepared.look_up(name, self.batch) {
                     Lookup::Known(name, statement) => {
-                        owed = owed.naming(name);
-                        let Some(statement) = self.current(shared, &Arc::clone(name), Arc::clone(statement), server)
-                        else {
+                        let begins = self.begins_batch(server);
+                        let name = Arc::clone(name);
+                        owed = owed.naming(&name);
+                        let Some(statement) = self.current(shared, &name, Arc::clone(statement), server) else {
                             return wait_for_quiet(to_server);
                         };
                         if !server.ensure_prepared(&statement, self.batch, to_server) {
                             return wait_for_quiet(to_server);
                         }
+                        if begins {
+                            self.keep(&input[cut.start..], server);
+                        }
+                        self.prepared.describe(&name);
                         name_statement(FrontendTag::Describe, &statement.name, to_server);
                     }
                     Lookup::Undecided if server.will_settle() => return wait_for_quiet(to_server),
@@ -956,6 +969,7 @@ impl Session {
                 server.pipeline.push(owed);
             }
             Ok(Named::Portal(_)) | Err(_) => {
+                self.describes_portals = true;
                 server.pipeline.push(Owed::forward(Kind::DescribePortal));
                 to_server.pass(cut.range());
             }

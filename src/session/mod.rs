@@ -13,6 +13,7 @@ mod pin;
 mod pipeline;
 pub mod prepared;
 mod reading;
+mod repeat;
 mod replay;
 mod server_frames;
 pub mod settings;
@@ -86,6 +87,16 @@ pub struct Session {
     batch: u32,
     /// The last batch with an Execute that has a row limit.
     limited_batch: Option<u32>,
+    /// The last batch that so far had only answers of our own.
+    answered_batch: Option<u32>,
+    /// A batch that is to be sent once more.
+    again: Option<Box<repeat::Again>>,
+    /// It is being sent once more.
+    repeated: bool,
+    /// The client has been told of the parameters of the statement that is described once more.
+    parameters_told: bool,
+    /// The client has asked what a portal returns.
+    describes_portals: bool,
     /// A frame whose beginning was handled and whose rest passes or is dropped.
     body: Option<Body>,
     /// We refused a message of a batch ourselves: everything up to its Sync is dropped.
@@ -214,6 +225,8 @@ pub struct ServerSide {
     sequences_of_another: bool,
     /// The role that logged in.
     login_user: Box<str>,
+    /// The batch that was sent last, from its first use of a statement on, should it have to be sent once more.
+    kept: Vec<u8>,
     body: Option<Body>,
     /// How many prepared statements it may hold.
     prepared_limit: usize,
@@ -327,6 +340,11 @@ impl Session {
             unnamed_pending: (0, 0),
             batch: 0,
             limited_batch: None,
+            answered_batch: None,
+            again: None,
+            repeated: false,
+            parameters_told: false,
+            describes_portals: false,
             body: None,
             skipping: false,
             orphan: None,
@@ -411,6 +429,7 @@ impl ServerSide {
             listens: false,
             user: 0,
             sequences_of_another: false,
+            kept: Vec::new(),
             body: None,
             prepared_limit,
             parses: 0,

@@ -44,7 +44,7 @@ impl Statement {
     }
 
     /// Whoever prepares this text from now on gets a statement that is parsed afresh, on every server; the names that
-    /// stand for this one keep it, and meet the server's refusal as they would without us.
+    /// stand for this one keep it until they meet the server's refusal themselves.
     pub fn retire(&self) {
         self.outdated.store(true, Ordering::Relaxed);
     }
@@ -206,6 +206,8 @@ pub struct ClientPrepared(Option<Box<HashMap<Arc<[u8]>, Named, RandomState>>>);
 struct Named {
     /// The statement; none once it was closed.
     statement: Option<Arc<Statement>>,
+    /// The client has asked what it returns.
+    described: bool,
     /// Parse and Close messages of this name that are on their way, in their order.
     pending: VecDeque<Pending>,
 }
@@ -261,9 +263,22 @@ impl ClientPrepared {
         let map = self.0.get_or_insert_default();
         let key: Arc<[u8]> = map.get_key_value(name).map_or_else(|| name.into(), |(key, _)| Arc::clone(key));
         let named = map.entry(Arc::clone(&key)).or_default();
+        named.described &= statement.is_none();
         let before = std::mem::replace(&mut named.statement, statement);
         named.pending.push_back(Pending { batch, before });
         key
+    }
+
+    /// The client has asked what a statement returns.
+    pub(super) fn describe(&mut self, name: &[u8]) {
+        if let Some(named) = self.0.as_mut().and_then(|map| map.get_mut(name)) {
+            named.described = true;
+        }
+    }
+
+    /// Whether it has ever done so.
+    pub(super) fn is_described(&self, name: &[u8]) -> bool {
+        self.0.as_ref().and_then(|map| map.get(name)).is_some_and(|named| named.described)
     }
 
     /// What stands behind a name is now said by another statement of the same text.

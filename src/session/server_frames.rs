@@ -151,6 +151,10 @@ impl Session {
                     findings.row(whole.then_some(body));
                 }
             }
+            BackendTag::ParameterDescription if std::mem::take(&mut self.parameters_told) => {
+                forward(cut, false, server, to_client);
+                return Ok(());
+            }
             BackendTag::CopyIn => server.pipeline.copy_in_begins(),
             BackendTag::CopyOut => server.pipeline.copy = Copy::Out,
             // From here on nothing is counted: whatever comes, this connection serves nobody else.
@@ -324,6 +328,7 @@ impl Session {
             }
             return Err(Violation::Ended(report));
         }
+        self.parameters_told = false;
         let Some(front) = server.pipeline.owed.front() else { return Err(unexpected("error")) };
         if front.fate == Fate::Behind && matches!(front.kind, Kind::Query { .. }) {
             forward(cut, false, server, to_client);
@@ -345,14 +350,20 @@ impl Session {
         {
             return Err(Violation::Replay(fields.report()));
         }
-        // "cached plan must not change result type": for a client that comes to prepare it now, this never happened.
+        // "cached plan must not change result type": for a client that comes to prepare it now, this never happened. Nor for
+        // this one, if all it wants can be done again.
         if fields.code == Some(SqlState::FEATURE_NOT_SUPPORTED)
             && matches!(front.kind, Kind::Bind | Kind::DescribeStatement)
             && let Some(statement) = front.name.as_deref().and_then(|name| self.prepared.statement(name))
         {
             statement.retire();
+            let outdated = b"RRevalidateCachedQuery\0";
+            if body.windows(outdated.len()).any(|field| field == outdated) && self.repeats(server) {
+                forward(cut, false, server, to_client);
+                return Ok(());
+            }
         }
-        match renamed_error(body, front) {
+        match server.pipeline.owed.front().and_then(|front| renamed_error(body, front)) {
             Some(renamed) => reply::message(to_client.edit(), BackendTag::Error, |out| out.extend(renamed)),
             None => forward(cut, true, server, to_client),
         }
