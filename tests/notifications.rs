@@ -222,3 +222,69 @@ fn a_listener_that_leaves_listens_to_nothing_any_more() {
     wait_until("nobody listens", || ambassador.metric("pg_ambassador_listening_clients") == 0.0);
     assert_eq!(login(ambassador.port, &name).value("select count(*) from pg_listening_channels()"), "0");
 }
+
+#[test]
+fn who_notifies_itself_hears_it_before_the_answer_and_never_what_it_has_stopped_to_listen_to() {
+    let name = database("notify_same");
+    let ambassador = ambassador(2);
+    let [expected, found] = [shared().port(), ambassador.port].map(|port| {
+        let mut client = login(port, &name);
+        let mut answers = Vec::new();
+        for round in 0..10 {
+            for text in [
+                "listen a",
+                "listen b",
+                // An UNLISTEN, known only when the server has been asked, and something to hear.
+                "unlisten b; notify a, 'one'; notify b, 'none'",
+                "do $$ begin perform pg_notify('a', 'by a block'); end $$",
+                "listen b; notify b",
+                "unlisten *; notify a, 'nobody'",
+                "listen a",
+                "unlisten a",
+                "notify a, 'nobody'",
+            ] {
+                let extended = round % 2 == 1 && !text.contains(';');
+                let answer = client.exchange(&match extended {
+                    true => [parse("", text), bind("", "", &[]), execute("", 0), sync()].concat(),
+                    false => query(text),
+                });
+                let told = |m: Message| if m.tag == b'A' { format!("{:?}", heard(&m)) } else { format!("{m:?}") };
+                answers.push((text, answer.into_iter().map(told).collect::<Vec<_>>()));
+            }
+        }
+        answers
+    });
+    for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        assert_eq!(found, expected, "answer {at}");
+    }
+}
+
+#[test]
+fn what_was_sent_in_the_transaction_that_listens_is_heard_before_its_commit_is_answered() {
+    let name = database("notify_within");
+    let ambassador = ambassador(2);
+    for round in 0..5 {
+        let [expected, found] = [shared().port(), ambassador.port].map(|port| {
+            let mut client = login(port, &name);
+            let mut answers = Vec::new();
+            for text in [
+                // The server is asked what this has left, and answers when the transaction has begun. Pinned, for there is
+                // something that it has left.
+                "declare h cursor with hold for select 1; do $$ begin perform 1; end $$",
+                "begin; select 1",
+                "notify other, 'another'",
+                "unlisten other; listen \"Odd\"",
+                "listen a; unlisten other",
+                "notify a; notify other, 'another'",
+                "select 1",
+                "commit",
+            ] {
+                let answer = client.exchange(&query(text));
+                let told = |m: Message| if m.tag == b'A' { format!("{:?}", heard(&m)) } else { format!("{m:?}") };
+                answers.push((text, answer.into_iter().map(told).collect::<Vec<_>>()));
+            }
+            answers
+        });
+        assert_eq!(found, expected, "round {round}");
+    }
+}

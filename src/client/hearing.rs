@@ -72,12 +72,14 @@ impl Relay {
             hearing.listener.unlisten(dropped);
         }
         let deadline = self.clock.now();
-        if self.session.holds_ready() && hearing.waiting.is_none() {
+        // What the client does not listen to any more is known once the server has answered.
+        let asking = matches!(&self.server, Server::Leased(lease) if lease.side.is_asking());
+        if self.session.holds_ready() && !asking && hearing.waiting.is_none() {
             hearing.waiting = Some((hearing.listener.catch_up(deadline + CATCH_UP), Wait::Ready));
         }
         let encoding = self.encoding();
         let Some(hearing) = &mut self.hearing else { return };
-        if hearing.waiting.is_some() || self.session.tx().is_open() {
+        if hearing.waiting.is_some() || asking || self.session.tx().is_open() {
             return;
         }
         if hearing.listener.is_idle() {
@@ -108,6 +110,8 @@ impl Relay {
                             report.message
                         );
                     }
+                    // On a connection that listened to them already, for others, something may have come by now.
+                    hearing.listener.forget(names.iter().cloned());
                     self.session.channels_are_heard(names, result.is_ok());
                 }
                 Some(Wait::Ready) => {

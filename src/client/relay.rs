@@ -676,6 +676,9 @@ impl Relay {
         if let Some(again) = self.session.take_again(&self.upstream.interners) {
             self.handle_again(again);
         }
+        if self.session.holds_ready() {
+            self.heard_changes();
+        }
         match told {
             ServerLoss::Survived => Ok(()),
             ServerLoss::Broken if mid_frame => Err(Stop::Client(End::Ended(report.clone()))),

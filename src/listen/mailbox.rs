@@ -173,16 +173,25 @@ impl Mailbox {
     pub(super) fn shut(&self, mut channels: Vec<Channel>) -> Vec<Channel> {
         let mut inner = self.inner();
         channels.retain(|channel| inner.channels.remove(channel));
-        let Inner { mail, bytes, channels: open, .. } = &mut *inner;
+        self.keep_mail(&mut inner, |open, channel| open.contains(channel));
+        channels
+    }
+
+    /// Drops what waits of these channels.
+    pub(super) fn clear(&self, channels: &[Channel]) {
+        self.keep_mail(&mut self.inner(), |_, channel| !channels.contains(channel));
+    }
+
+    fn keep_mail(&self, inner: &mut Inner, keep: impl Fn(&HashSet<Channel>, &Channel) -> bool) {
+        let Inner { mail, bytes, channels, .. } = inner;
         mail.retain(|(channel, frame)| {
-            let keep = open.contains(channel);
+            let keep = keep(channels, channel);
             *bytes -= if keep { 0 } else { frame.len() };
             keep
         });
         if mail.is_empty() && inner.missed.is_none() {
             self.has_mail.store(false, Ordering::Release);
         }
-        channels
     }
 
     /// What the client listens to.

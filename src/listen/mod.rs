@@ -304,6 +304,12 @@ impl Listener {
         self.shut(channels.into_iter().map(Channel::from).collect());
     }
 
+    /// Drops what has come of these channels so far: it was sent before the client listened to them.
+    pub fn forget(&self, channels: impl IntoIterator<Item = Box<[u8]>>) {
+        let channels: Vec<Channel> = channels.into_iter().map(Channel::from).collect();
+        self.mailbox.clear(&channels);
+    }
+
     /// Listens to exactly these: [`Listener::unlisten`] to all others, and [`Listener::listen`].
     pub fn listen_only(&self, channels: impl IntoIterator<Item = Box<[u8]>>, deadline: Instant) -> Subscription {
         let channels: Vec<Box<[u8]>> = channels.into_iter().collect();

@@ -517,6 +517,11 @@ impl Session {
                 }
                 Some(_) | None => (Arc::from(&body[1..]), sql::analyse(parse.query, self.standard_strings)),
             };
+            // Once a batch has begun, the server cannot be asked.
+            let begins = !server.pipeline.batch_open;
+            if analysis.effects.has(LISTENING) && begins && self.waits_for_channels(analysis.effects, server) {
+                return wait_for_quiet(to_server);
+            }
             let before = self.unnamed_sent(Some(text), analysis, server);
             server.pipeline.push(Owed::forward(Kind::Parse).with(before));
             to_server.pass(cut.range());
@@ -746,6 +751,9 @@ impl Session {
         if effects.has(NAMING) {
             server.note_names(text, self.standard_strings);
         }
+        if effects.has(Effects::UNKNOWN) {
+            self.note_notify();
+        }
         if effects.has(Effects::PREPARE) {
             let prepared = self.sql_prepared.get_or_insert_default();
             prepared.effects = prepared.effects.and(effects.without(Effects::PREPARE));
@@ -769,13 +777,15 @@ impl Session {
         &mut self,
         effects: Effects,
         text: &[u8],
-        server: &ServerSide,
+        server: &mut ServerSide,
         to_server: &mut Outbound<'_>,
     ) -> Option<Fare> {
-        // The answer that is due says what was committed before this, and must not be taken for what comes of it.
-        if effects.has(Effects::LISTEN.and(Effects::UNLISTEN)) && server.is_asking() && server.will_settle() {
+        // The answer that is due says what was committed before this, and must not be taken for what comes of it; and who
+        // notifies itself must not hear what it does not listen to any more.
+        if self.waits_for_channels(effects, server) {
             return Some(wait_for_quiet(to_server));
         }
+        self.learn_channels(server);
         if self.wants_channels(effects, text) {
             return Some(Fare::Wait(Next::Channels));
         }
@@ -786,6 +796,15 @@ impl Session {
             self.note_notify();
         }
         None
+    }
+
+    /// Whether it has yet to be found out what the client listens to.
+    fn waits_for_channels(&self, effects: Effects, server: &ServerSide) -> bool {
+        let due = match effects.has(LISTENS) {
+            true => server.is_asking(),
+            false => server.asked.has(LISTENS) || (server.dirty.has(LISTENS) && server.pipeline.tx == TxStatus::Idle),
+        };
+        due && server.will_settle()
     }
 
     /// A Query that names a statement which the client has prepared by the protocol: on the server it has another name.
@@ -1064,7 +1083,10 @@ impl Session {
 const REFERRING: Effects = Effects::EXECUTE.and(Effects::PREPARE);
 
 /// Effects of statements that have to do with notifications.
-const LISTENING: Effects = Effects::LISTEN.and(Effects::UNLISTEN).and(Effects::NOTIFY);
+const LISTENING: Effects = LISTENS.and(Effects::NOTIFY);
+
+/// Effects of statements that change what is listened to.
+const LISTENS: Effects = Effects::LISTEN.and(Effects::UNLISTEN);
 
 /// Effects of statements that may set settings under names of the client's own making.
 const NAMING: Effects = Effects::SETTING.and(Effects::UNKNOWN);

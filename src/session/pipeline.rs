@@ -162,6 +162,11 @@ impl Pipeline {
             && self.copy == Copy::None
     }
 
+    /// Whether nothing that is owed behind the answer at hand is for the client.
+    pub(super) fn owes_client_only_this(&self) -> bool {
+        self.owed.iter().skip(1).all(|owed| owed.fate == Fate::Behind)
+    }
+
     /// Whether a message that is sent now will be accepted in any case, unless one of its own batch fails before it.
     pub(super) fn surely_accepts(&self) -> bool {
         // What is ours leaves no transaction failed.

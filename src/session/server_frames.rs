@@ -137,7 +137,7 @@ impl Session {
                 if pass {
                     self.tx = status;
                     self.completed += 1;
-                    if self.channels.is_some() && server.pipeline.owed.len() == 1 && self.hold_ready() {
+                    if self.channels.is_some() && server.pipeline.owes_client_only_this() && self.hold_ready() {
                         forward(cut, false, server, to_client);
                         self.pop_answered(server, to_client);
                         return Ok(());

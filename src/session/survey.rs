@@ -231,6 +231,21 @@ impl Session {
         }
     }
 
+    /// The same for channels alone, in a transaction that has begun before the answer was there: what it listens to is no part
+    /// of that answer.
+    pub(super) fn learn_channels(&mut self, server: &mut ServerSide) {
+        let Some(findings) = &mut server.findings else { return };
+        let readable = findings.complete && findings.failed.is_none() && !findings.unreadable;
+        if !readable || findings.topics & CHANNELS == 0 {
+            return;
+        }
+        findings.topics &= !CHANNELS;
+        let names = std::mem::take(&mut findings.channels);
+        let depends = self.server_listens(&names);
+        server.pins.set(Pin::Listen, depends);
+        server.listens = !depends && !names.is_empty();
+    }
+
     /// The settings of the session on the server are these. Those that it began with and has no more were reset, and a
     /// reset takes them back to what they were at the login.
     fn settings_are(&mut self, shared: &Interners, server: &mut ServerSide, list: Vec<(String, String)>) {
@@ -353,7 +368,7 @@ impl ServerSide {
 
     /// Whether a question about what was left on it is under way.
     #[inline]
-    pub(super) fn is_asking(&self) -> bool {
+    pub fn is_asking(&self) -> bool {
         self.findings.is_some()
     }
 

@@ -1,7 +1,7 @@
 //! Makes a random legal session from a seed.
 
 use super::statements::{
-    CONSTANTS, ERRORS, KEPT, LARGE, MEANINGS, PARAMETERS, READS, SELECTS, SETTINGS, STARTUP, WRITES,
+    CHANNELS, CONSTANTS, ERRORS, KEPT, LARGE, MEANINGS, PARAMETERS, READS, SELECTS, SETTINGS, STARTUP, WRITES,
 };
 use crate::support::Random;
 use crate::support::client::{bind, close, cstr, describe, execute, flush, message, parse, query, sync};
@@ -75,6 +75,10 @@ impl Session {
         let startup = generator.startup();
         generator.asked = !startup.is_empty();
         generator.begin();
+        // Before settings of its own keep what others have left away from it.
+        if generator.random.one_in(3) {
+            generator.unnamed();
+        }
         let turns = 3 + generator.random.below(26);
         for _ in 0..turns {
             generator.turn();
@@ -152,7 +156,7 @@ impl Generator {
     }
 
     fn turn(&mut self) {
-        match self.random.below(30) {
+        match self.random.below(33) {
             0..=6 => self.simple(),
             7..=8 => self.transaction(),
             9..=13 => self.extended(),
@@ -166,6 +170,8 @@ impl Generator {
             23 => self.portal(),
             24 => self.two_phase(),
             25 => self.large_object(),
+            30..=31 => self.channels(),
+            32 => self.unnamed(),
             _ => self.multi(),
         }
     }
@@ -421,6 +427,50 @@ impl Generator {
             if let Some(turn) = self.turns.last_mut() {
                 turn.pause = Duration::from_millis(4);
             }
+        }
+    }
+
+    /// An unnamed statement that is run in batches behind its own, when others may have left theirs on the server.
+    fn unnamed(&mut self) {
+        let text = *self.random.choose(SELECTS);
+        let sql = self.sql(text);
+        self.push([parse("", &sql), describe(b'S', ""), sync()].concat(), b"Z", 1, format!("P \"\" {sql}, D S, S"));
+        for _ in 0..1 + self.random.below(3) {
+            self.push([bind("", "", &[]), execute("", 0), sync()].concat(), b"Z", 1, "B \"\" \"\", E, S");
+            if let Some(turn) = self.turns.last_mut() {
+                turn.pause = Duration::from_millis(4);
+            }
+        }
+    }
+
+    /// What a session listens to and notifies: nobody else uses its channels, so that what it hears, and when, is certain.
+    /// Not among others in a pipeline: there notifications come behind the last answer.
+    fn channels(&mut self) {
+        let within = self.tx == Tx::None && self.random.one_in(3);
+        if within {
+            self.push_query("begin");
+            self.tx = Tx::Open;
+        }
+        for _ in 0..1 + self.random.below(4) {
+            let count = if self.random.one_in(4) { 2 } else { 1 };
+            let texts: Vec<String> = (0..count)
+                .map(|_| {
+                    let text = *self.random.choose(CHANNELS);
+                    self.sql(text)
+                })
+                .collect();
+            if count == 1 && self.random.one_in(3) {
+                let batch = [parse("", &texts[0]), bind("", "", &[]), execute("", 0), sync()].concat();
+                self.push(batch, b"Z", 1, format!("extended {}", texts[0]));
+            } else {
+                let sql = texts.join("; ");
+                self.push(query(&sql), b"Z", 1, sql);
+            }
+        }
+        if within {
+            let end = *self.random.choose(&["commit", "commit", "rollback"]);
+            self.push_query(end);
+            self.tx = Tx::None;
         }
     }
 

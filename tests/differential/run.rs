@@ -55,7 +55,7 @@ pub fn play(session: &Session, way: Way, port: u16, database: &str) -> Outcome {
         let result = take_turn(&mut client, turn, count, session.slice, &mut answers);
         let answers = outcome.without_late_reports(session, answers);
         let answers = without_refusals(answers, &mut status);
-        outcome.answers.push(answers.into_iter().map(Message::without_oids).collect());
+        outcome.answers.push(answers.into_iter().map(Message::without_oids).map(without_pid).collect());
         outcome.states.push(status);
         if let Err(error) = result {
             use std::io::ErrorKind;
@@ -151,6 +151,14 @@ pub fn left_behind(session: &Session, port: u16) -> Option<String> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Who has sent a notification is another process through the ambassador.
+fn without_pid(mut message: Message) -> Message {
+    if message.tag == b'A' {
+        message.body[..4].fill(0);
+    }
+    message
 }
 
 /// Within a failed transaction PostgreSQL refuses all but its end; which of several possible refusals comes depends on

@@ -244,6 +244,29 @@ pub const KEPT: &[&str] = &[
     "deallocate prepare all",
 ];
 
+/// What has to do with notifications.
+pub const CHANNELS: &[&str] = &[
+    "listen @",
+    "listen @",
+    "listen \"@ Odd \"\"channel\"\"\"",
+    "listen @_other",
+    "unlisten @",
+    "unlisten @_other",
+    "unlisten *",
+    "notify @",
+    "notify @, 'payload #'",
+    "notify @, 'payload #'",
+    "notify \"@ Odd \"\"channel\"\"\", 'it''s odd'",
+    "notify @_other, 'another'",
+    "select pg_notify('@', 'by a function')",
+    "select pg_notify('@', 'number ' || i) from generate_series(1, 3) i",
+    "do $$ begin perform pg_notify('@', 'by a block'); end $$",
+    "savepoint a",
+    "rollback to a",
+    "select 1",
+    "select 1/0",
+];
+
 /// Large objects, whose descriptors live as long as the transaction.
 pub const LARGE: &[&str] = &[
     "select lo_create(3000000 + #)",
