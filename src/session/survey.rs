@@ -79,6 +79,10 @@ pub(super) struct Findings {
 impl Findings {
     /// A row of the answer, if it is short enough to be read.
     pub(super) fn row(&mut self, body: Option<&[u8]>) {
+        if self.complete {
+            // Of something else that we have run since.
+            return;
+        }
         let Some(Ok(columns)) = body.map(backend::row) else {
             self.unreadable = true;
             return;
@@ -168,6 +172,10 @@ impl Session {
             if server.unnamed.is_some() {
                 server.unnamed = Some(super::server_frames::NOBODY);
             }
+        }
+        if !server.dirty.is_none() {
+            // This answer is taken for all there is to know.
+            server.dirty = server.dirty.and(server.unanswered);
         }
         let topics = server.topics();
         if topics == 0 {
@@ -441,6 +449,16 @@ mod tests {
     #[test]
     fn an_array_keeps_every_byte_of_its_items() {
         assert_eq!(array(&["a.b", "x\"y\\z", ""]), r#"{"a.b","x\"y\\z",""}"#);
+    }
+
+    #[test]
+    fn rows_of_what_we_run_behind_the_question_are_no_answer_to_it() {
+        let mut findings = Findings::default();
+        findings.row(Some(b"\0\x03\0\0\0\x01c\0\0\0\0\0\0\0\0"));
+        findings.complete();
+        // What a session began with is set again.
+        findings.row(Some(b"\0\x01\0\0\0\x01x"));
+        assert!(findings.pins.has(Pin::Cursor) && !findings.unreadable);
     }
 
     #[test]
