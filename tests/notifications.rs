@@ -272,7 +272,7 @@ fn what_was_sent_in_the_transaction_that_listens_is_heard_before_its_commit_is_a
                 // something that it has left.
                 "declare h cursor with hold for select 1; do $$ begin perform 1; end $$",
                 "begin; select 1",
-                "notify other, 'another'",
+                "notify other, 'another'; notify a, 'before'",
                 "unlisten other; listen \"Odd\"",
                 "listen a; unlisten other",
                 "notify a; notify other, 'another'",

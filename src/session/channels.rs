@@ -105,7 +105,9 @@ impl Session {
         }
         let said = sql::channels(frontend::query(text), self.standard_strings);
         if effects.has(Effects::LISTEN) {
-            let channels = self.channels.get_or_insert_default();
+            // Before it has ever listened, nobody has minded what it has sent in the transaction that it is in.
+            let first = || Box::new(Channels { notified: true, ..Channels::default() });
+            let channels = self.channels.get_or_insert_with(first);
             for said in &said {
                 if let sql::Channel::Listen(name) = said
                     && !(channels.listening.contains(name)
