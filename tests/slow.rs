@@ -69,7 +69,7 @@ fn f21_a_client_that_does_not_read_for_too_long_is_closed_and_its_query_cancelle
     let mut rest = Vec::new();
     // Its connection has ended, behind what it did not read.
     let _ = client.stream.read_to_end(&mut rest);
-    assert!(ambassador.show("CLIENTS").len() == 1);
+    wait_until("it is not served any more", || ambassador.show("CLIENTS").len() == 1);
 }
 
 /// Reads a result and throws it away; gives the size of it.

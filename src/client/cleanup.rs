@@ -22,7 +22,8 @@ pub(super) fn after_client(lease: Lease, session: Session, mode: PoolMode, left:
         return;
     }
     let dirty = mode == PoolMode::Session || lease.side.may_hold_state();
-    if lease.side.is_spoilt() {
+    let worn = mode == PoolMode::Transaction && lease.side.worn_by() == session.id();
+    if lease.side.is_spoilt() || (worn && lease.side.is_free()) {
         lease.close();
         return;
     }

@@ -528,8 +528,6 @@ impl Relay {
         if parting == Parting::Ask {
             let mut question = Vec::new();
             self.session.ask(&mut lease.side, &mut Outbound::new(&[], &mut question));
-            // Whoever leaves such things behind may have done something that nobody can ask about.
-            self.wish = Wish { last: lease.entry.id };
             lease.output = question;
             lease.pool().stats.add(&crate::pool::Totals { surveys: 1, ..Default::default() });
         }
@@ -601,6 +599,9 @@ impl Relay {
         if let Server::Leased(lease) = std::mem::replace(&mut self.server, Server::None) {
             self.listed.entry.detach();
             self.listed.entry.set_prepared(self.session.prepared_len());
+            if lease.side.worn_by() == self.listed.entry.id {
+                self.wish = Wish { last: lease.entry.id };
+            }
             lease.finish(now);
         }
     }
@@ -1020,7 +1021,15 @@ impl Relay {
             self.stats().add(&totals);
         }
         let mid_frame = match std::mem::replace(&mut self.server, Server::None) {
-            Server::None | Server::Waiting(_) => false,
+            Server::None | Server::Waiting(_) => {
+                if self.wish.last != 0
+                    && self.session.mode() == PoolMode::Transaction
+                    && let Some(pool) = self.upstream.pools.primary()
+                {
+                    pool.retire(self.wish, self.listed.entry.id);
+                }
+                false
+            }
             Server::Leased(lease) => {
                 if !self.pins.is_none() {
                     lease.pool().is_kept_no_more(self.listed.entry.id);

@@ -36,7 +36,7 @@ use crate::telemetry::Telemetry;
 use backoff::Backoff;
 use deadpool::managed;
 use gate::Gate;
-use queue::{Place, Queue, Waiting};
+use queue::{Need, Place, Queue, Waiting};
 use seat::{Seat, Seats};
 use std::collections::HashMap;
 use std::future::Future;
@@ -334,7 +334,7 @@ impl Pool {
             if !self.gate.is_open() {
                 return None;
             }
-            let server = self.queue.take_idle(wish)?;
+            let server = self.queue.take_idle(wish, || self.may_grow())?;
             if let Some(server) = self.hand_out(server, client, now) {
                 return Some(Lease { server, pool: self });
             }
@@ -437,7 +437,30 @@ impl Pool {
 
     /// A place at once, or one in the line.
     fn enter(&self, wish: Wish) -> Result<Place, Waiting> {
-        self.queue.enter(wish, || self.free_seat())
+        self.queue.enter(wish, |need| match need {
+            Need::Preferred if !self.may_grow() => None,
+            Need::Preferred | Need::Necessary => self.free_seat(),
+        })
+    }
+
+    /// Whether there is a seat for a new connection, and connecting is not known to fail.
+    #[cold]
+    fn may_grow(&self) -> bool {
+        let status = self.seats.status();
+        status.size < status.max_size && matches!(lock(&self.backoff).wait(Instant::now()), backoff::Wait::Go)
+    }
+
+    /// A client leaves that has left traces on this connection: if it is idle, it ends.
+    pub fn retire(&self, wish: Wish, client: u64) {
+        if wish.last != 0
+            && let Some(server) = self.queue.take(wish.last)
+        {
+            if server.side.worn_by() == client {
+                server.close();
+            } else {
+                self.queue.put(server);
+            }
+        }
     }
 
     /// The same as [`Pool::lease`] for a client that has found no idle connection: who only waits for one is spared a

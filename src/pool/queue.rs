@@ -52,10 +52,19 @@ struct Turn {
     waker: Option<Waker>,
 }
 
+/// Why a seat is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// There is a connection, but a new one would be better.
+    Preferred,
+    /// There is none.
+    Necessary,
+}
+
 /// What a client would like best; it takes any.
 #[derive(Debug, Clone, Copy)]
 pub struct Wish {
-    /// The connection it had last, by its number, if something of it may still be there; or 0.
+    /// The connection on which it has left traces, by its number; or 0.
     pub last: u64,
 }
 
@@ -66,27 +75,42 @@ impl Wish {
 
 impl Queue {
     /// An idle connection: the one that is wished for, or else the one that was used last by this thread, before one of
-    /// another, before one that has seen temporary objects of somebody else.
+    /// another, before one with traces of somebody else. None with such traces if `may_grow` says that there is room for a
+    /// new one.
     #[inline]
-    pub(super) fn take_idle(&self, wish: Wish) -> Option<Box<Server>> {
+    pub(super) fn take_idle(&self, wish: Wish, may_grow: impl FnOnce() -> bool) -> Option<Box<Server>> {
         let home = std::thread::current().id();
-        lock(&self.0).take_idle(wish, home)
+        lock(&self.0).take_idle(wish, home, may_grow)
     }
 
-    /// A place at once, or a place in the line. `free_seat` is asked for a seat if there is no idle connection.
+    /// Takes a connection out, if it is idle.
+    pub(super) fn take(&self, id: u64) -> Option<Box<Server>> {
+        let mut inner = lock(&self.0);
+        let at = inner.idle.iter().position(|idle| idle.id == id)?;
+        Some(inner.idle.remove(at).server)
+    }
+
+    /// A place at once, or a place in the line. `free_seat` is asked for a seat if there is no idle connection, or none that
+    /// is as good as new.
     pub(super) fn enter(
         self: &Arc<Self>,
         wish: Wish,
-        free_seat: impl FnOnce() -> Option<Seat>,
+        free_seat: impl Fn(Need) -> Option<Seat>,
     ) -> Result<Place, Waiting> {
         let home = std::thread::current().id();
         let mut inner = lock(&self.0);
-        if let Some(server) = inner.take_idle(wish, home) {
+        let mut seat = None;
+        let idle = inner.take_idle(wish, home, || {
+            seat = free_seat(Need::Preferred);
+            seat.is_some()
+        });
+        if let Some(server) = idle {
             return Ok(Place::Server(server));
         }
-        if inner.line.is_empty()
-            && let Some(seat) = free_seat()
-        {
+        if seat.is_none() && inner.line.is_empty() {
+            seat = free_seat(Need::Necessary);
+        }
+        if let Some(seat) = seat {
             return Ok(Place::Seat(seat));
         }
         let ticket = Arc::new(Ticket::default());
@@ -105,7 +129,7 @@ impl Queue {
                 wake(waker);
             }
             None => {
-                let (id, home, worn) = (server.entry.id, server.home, server.side.is_worn());
+                let (id, home, worn) = (server.entry.id, server.home, server.side.worn_by() != 0);
                 inner.idle.push(Idle { id, home, worn, server });
             }
         }
@@ -145,14 +169,17 @@ impl Queue {
 
 impl Inner {
     #[inline]
-    fn take_idle(&mut self, wish: Wish, home: ThreadId) -> Option<Box<Server>> {
+    fn take_idle(&mut self, wish: Wish, home: ThreadId, may_grow: impl FnOnce() -> bool) -> Option<Box<Server>> {
         let top = self.idle.last()?;
         if wish.last == 0 && top.home == home && !top.worn {
             return self.idle.pop().map(|idle| idle.server);
         }
         let rank = |idle: &Idle| (idle.id == wish.last, !idle.worn, idle.home == home);
         // Of equals the last.
-        let (best, _) = self.idle.iter().enumerate().max_by_key(|(_, idle)| rank(idle))?;
+        let (best, idle) = self.idle.iter().enumerate().max_by_key(|(_, idle)| rank(idle))?;
+        if idle.worn && idle.id != wish.last && may_grow() {
+            return None;
+        }
         Some(self.idle.remove(best).server)
     }
 }

@@ -211,8 +211,8 @@ pub struct ServerSide {
     findings: Option<Box<survey::Findings>>,
     /// Why it stays with its client.
     pins: Pins,
-    /// It has had temporary objects.
-    worn: bool,
+    /// See [`ServerSide::worn_by`].
+    worn_by: u64,
     /// Names of settings to ask for, beside those that PostgreSQL lists.
     custom_names: Vec<Box<str>>,
     /// There were more of them than can be asked for.
@@ -368,6 +368,11 @@ impl Session {
         &self.settings
     }
 
+    /// The client's number.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
     /// When the server goes back.
     pub fn mode(&self) -> PoolMode {
         self.mode
@@ -423,7 +428,7 @@ impl ServerSide {
             tries: 0,
             findings: None,
             pins: Pins::NONE,
-            worn: false,
+            worn_by: 0,
             custom_names: Vec::new(),
             too_many_names: false,
             listens: false,
@@ -516,6 +521,7 @@ impl ServerSide {
         self.too_many_names = false;
         self.listens = false;
         self.user = 0;
+        self.worn_by = 0;
         self.sequences_of_another = false;
     }
 

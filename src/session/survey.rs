@@ -54,8 +54,16 @@ pub(super) const QUESTION: &str = "\
     and pid operator(pg_catalog.=) pg_catalog.pg_backend_pid())";
 
 /// Effects that matter only when the statement is sent.
-const PASSING: Effects =
-    Effects::LOOKING.and(Effects::NOTIFY).and(Effects::ASKING).and(Effects::INSERTING).and(Effects::SEQUENCE);
+const PASSING: Effects = Effects::LOOKING
+    .and(Effects::NOTIFY)
+    .and(Effects::ASKING)
+    .and(Effects::INSERTING)
+    .and(Effects::SEQUENCE)
+    .and(Effects::DEFINING);
+
+/// Effects that leave traces in the server's process, which nobody can ask for: the schema of temporary objects, loaded
+/// libraries, what those have in memory.
+const WEARING: Effects = Effects::DEFINING.and(Effects::TEMP);
 
 /// How often a question is asked again that the server did not answer.
 const TRIES: u8 = 3;
@@ -181,7 +189,6 @@ impl Session {
         if topics == 0 {
             return;
         }
-        server.worn |= topics & TEMPORARY != 0;
         let mut names = std::mem::take(&mut server.custom_names);
         for (name, _) in server.settings.iter().filter(|(name, _)| name.contains('.')) {
             crate::sql::custom_name(name.as_bytes(), &mut names);
@@ -337,6 +344,9 @@ impl ServerSide {
     #[inline]
     pub(super) fn soil(&mut self, effects: Effects) {
         self.dirty = self.dirty.and(effects.without(PASSING)).and(self.unanswered);
+        if effects.has(WEARING) {
+            self.worn_by = self.user;
+        }
     }
 
     /// Gives up what its client only likes to keep. True if the server may go now.
@@ -369,9 +379,10 @@ impl ServerSide {
         self.pins.is_lasting() || self.pins.has(Pin::Temporary) || self.dirty.and(self.asked).has(lasting)
     }
 
-    /// Whether it has ever had temporary objects: it may have a schema for them, which a client could tell.
-    pub fn is_worn(&self) -> bool {
-        self.worn
+    /// The client that last did something here which left traces in the process of the server; 0 if there is none, or
+    /// the traces are gone.
+    pub fn worn_by(&self) -> u64 {
+        self.worn_by
     }
 
     /// Whether a question about what was left on it is under way.

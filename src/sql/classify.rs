@@ -60,6 +60,8 @@ impl Effects {
     pub const FORGETTING: Self = Self(1 << 18);
     /// May move a sequence without saying so: INSERT and its like.
     pub const INSERTING: Self = Self(1 << 19);
+    /// Makes, changes or drops objects: what its server has cached of them, or a library has in memory, nobody can ask.
+    pub const DEFINING: Self = Self(1 << 20);
 
     /// Effects that only the server itself can say the outcome of.
     pub const ASKED: Self = Self(
@@ -202,7 +204,7 @@ impl Folded {
 }
 
 /// Words of interest within a statement, and what they may leave behind.
-const TELLING: [(&[u8], Effects); 25] = [
+const TELLING: [(&[u8], Effects); 27] = [
     (b"currval", Effects::ASKING),
     (b"lastval", Effects::ASKING),
     (b"insert", Effects::INSERTING),
@@ -210,7 +212,9 @@ const TELLING: [(&[u8], Effects); 25] = [
     (b"pg_notify", Effects::NOTIFY),
     (b"pg_prepared_statements", Effects::LOOKING),
     (b"pg_prepared_statement", Effects::LOOKING),
-    (b"drop", Effects::ENDING),
+    (b"create", Effects::DEFINING),
+    (b"alter", Effects::DEFINING),
+    (b"drop", Effects::ENDING.and(Effects::DEFINING)),
     (b"close", Effects::ENDING),
     (b"temp", Effects::TEMP),
     (b"temporary", Effects::TEMP),
@@ -412,9 +416,9 @@ mod tests {
             ("select pg_catalog.Set_Config('a.b', 'c', false)", Effects::SETTING),
             ("select \"set_config\"('a.b', 'c', false)", Effects::SETTING),
             ("select U&\"\\0073et_config\"('a.b', 'c', false)", Effects::UNKNOWN),
-            ("create TEMP table t()", Effects::TEMP),
+            ("create TEMP table t()", Effects::TEMP.and(Effects::DEFINING)),
             ("select 1 into temporary t", Effects::TEMP),
-            ("create table pg_temp.t()", Effects::TEMP),
+            ("create table pg_temp.t()", Effects::TEMP.and(Effects::DEFINING)),
             ("declare c cursor with hold for select 1", Effects::CURSOR),
             ("prepare s as select 1", Effects::PREPARE),
             ("prepare transaction 'x'", Effects::NONE),
@@ -430,7 +434,9 @@ mod tests {
             ("select set_config('a.b', 'c', not true)", Effects::SETTING),
             ("select \"ambassador:1\"", Effects::UNKNOWN),
             ("select * from pg_catalog.pg_prepared_statements", Effects::LOOKING),
-            ("drop table t", Effects::ENDING),
+            ("drop table t", Effects::ENDING.and(Effects::DEFINING)),
+            ("alter table t add c int", Effects::DEFINING),
+            ("select created, alteration from dropped", Effects::NONE),
             ("close all", Effects::ENDING),
             ("discard all", Effects::DISCARD.and(Effects::RESET).and(Effects::FORGETTING)),
             ("select currval('s'), lastval()", Effects::ASKING),
