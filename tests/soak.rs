@@ -4,8 +4,10 @@
 use crate::support::client::{Message, bind, execute, parse, query, sync};
 use crate::support::{Ambassador, Client, Random, cluster, url, wait_until};
 use pg_ambassador::demo::cluster::Options;
+use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -21,6 +23,17 @@ struct Done {
     left: AtomicU64,
     cancels: AtomicU64,
     canceled: AtomicU64,
+    heard: AtomicU64,
+}
+
+/// A client's own channel, as those who notify on it see it.
+#[derive(Default)]
+struct Channel {
+    listening: bool,
+    /// How often its client began or ended to listen.
+    changes: u64,
+    /// What was committed after its client had begun to listen, and before it ends to: it must hear that.
+    owed: Vec<String>,
 }
 
 /// What a client has set, and so must find.
@@ -53,14 +66,16 @@ struct Soaked<'a> {
     client: Client,
     mine: Mine,
     done: &'a Done,
+    /// Of all clients, by their numbers.
+    channels: &'a [Mutex<Channel>],
     rounds: u64,
 }
 
 impl<'a> Soaked<'a> {
-    fn new(id: u64, port: u16, done: &'a Done) -> Self {
+    fn new(id: u64, port: u16, done: &'a Done, channels: &'a [Mutex<Channel>]) -> Self {
         let mine = Mine::new(id);
         let client = login(port, &mine.name);
-        Self { id, port, random: Random::new(id), client, mine, done, rounds: 0 }
+        Self { id, port, random: Random::new(id), client, mine, done, channels, rounds: 0 }
     }
 
     fn step(&mut self) {
@@ -81,7 +96,8 @@ impl<'a> Soaked<'a> {
                 self.mine = Mine::new(self.id);
             }
             11 if self.random.one_in(4) => self.come_back(),
-            // Here LISTEN and NOTIFY are to be, once an idle listener needs no server.
+            12 => self.listen(),
+            13 => (0..4).for_each(|at| self.notify(at)),
             _ => {}
         }
         self.look();
@@ -141,6 +157,69 @@ impl<'a> Soaked<'a> {
         assert_eq!(self.client.value(&format!("select pg_advisory_unlock({key})")), "t");
     }
 
+    fn channel(&self, id: u64) -> std::sync::MutexGuard<'a, Channel> {
+        self.channels[usize::try_from(id).unwrap()].lock().unwrap()
+    }
+
+    /// Begins to listen, or hears all that it must and ends to.
+    fn listen(&mut self) {
+        let id = self.id;
+        if !self.channel(id).listening {
+            self.client.query(&format!("listen soak_{id}"));
+            let mut channel = self.channel(id);
+            (channel.listening, channel.changes) = (true, channel.changes + 1);
+            return;
+        }
+        self.hear();
+        if self.random.one_in(3) {
+            self.client.query(&format!("unlisten soak_{id}"));
+        } else {
+            let mut channel = self.channel(id);
+            (channel.listening, channel.changes) = (true, channel.changes + 1);
+        }
+    }
+
+    /// Reads until everything has come that must; from here on nothing more is owed.
+    fn hear(&mut self) {
+        let owed = {
+            let mut channel = self.channel(self.id);
+            (channel.listening, channel.changes) = (false, channel.changes + 1);
+            std::mem::take(&mut channel.owed)
+        };
+        let name = format!("soak_{}", self.id);
+        loop {
+            let heard: HashSet<&String> = self.client.heard.iter().map(|(_, payload)| payload).collect();
+            assert_eq!(heard.len(), self.client.heard.len(), "client {} heard something twice", self.id);
+            if owed.iter().all(|payload| heard.contains(payload)) {
+                break;
+            }
+            // It is idle, so nothing else can come.
+            self.client.read().unwrap_or_else(|error| panic!("client {} lost a notification: {error}", self.id));
+        }
+        for (channel, payload) in self.client.heard.drain(..) {
+            assert!(channel == name && payload != "rolled back", "client {} heard {channel}: {payload}", self.id);
+            self.done.heard.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn notify(&mut self, at: u8) {
+        let to = self.random.below(self.channels.len()) as u64;
+        if self.random.one_in(4) {
+            self.client.query(&format!("begin; notify soak_{to}, 'rolled back'; rollback"));
+            return;
+        }
+        let payload = format!("{} {} {at}", self.id, self.rounds);
+        let (listening, changes) = {
+            let channel = self.channel(to);
+            (channel.listening, channel.changes)
+        };
+        self.client.query(&format!("notify soak_{to}, '{payload}'"));
+        let mut channel = self.channel(to);
+        if listening && channel.changes == changes {
+            channel.owed.push(payload);
+        }
+    }
+
     /// All clients call their statement the same, and none means the same.
     fn named(&mut self) {
         let text = format!("select 'statement of {} {}'", self.id, self.rounds % 3);
@@ -179,6 +258,10 @@ impl<'a> Soaked<'a> {
             2 => self.client.send(&query("set soak.tenant = 'left behind'")),
             _ => {}
         }
+        {
+            let mut channel = self.channel(self.id);
+            *channel = Channel { changes: channel.changes + 1, ..Channel::default() };
+        }
         self.mine = Mine::new(self.id);
         self.client = login(self.port, &self.mine.name);
     }
@@ -205,16 +288,18 @@ fn soak_of_many_clients_with_state_of_their_own_on_few_servers() {
     }
     let ambassador = Ambassador::start(&[url(&server).as_str(), "--pool-size", SERVERS, "-s", "paranoid=true"]);
     let done = Done::default();
+    let channels: Vec<Mutex<Channel>> = (0..CLIENTS).map(|_| Mutex::default()).collect();
     let end = Instant::now() + Duration::from_secs(seconds);
     std::thread::scope(|scope| {
         for id in 0..CLIENTS {
-            let (port, done) = (ambassador.port, &done);
+            let (port, done, channels) = (ambassador.port, &done, &channels);
             scope.spawn(move || {
-                let mut client = Soaked::new(id, port, done);
+                let mut client = Soaked::new(id, port, done, channels);
                 while Instant::now() < end {
                     client.step();
                 }
                 client.look();
+                client.hear();
                 // Some say goodbye, some just close.
                 if id % 2 == 0 {
                     client.client.send(b"X\0\0\0\x04");
@@ -231,10 +316,11 @@ fn soak_of_many_clients_with_state_of_their_own_on_few_servers() {
     });
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     println!(
-        "{seconds} s: {} steps, {} times left and came back, {} cancel requests, of which {} came in time",
+        "{seconds} s: {} steps, {} times left and came back, {} cancel requests, of which {} came in time, {} notifications heard, none lost",
         count(&done.steps),
         count(&done.left),
         count(&done.cancels),
-        count(&done.canceled)
+        count(&done.canceled),
+        count(&done.heard)
     );
 }

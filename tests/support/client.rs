@@ -141,6 +141,8 @@ pub struct Client {
     pub key: Vec<u8>,
     /// What the server reported at the login.
     pub params: Vec<(String, String)>,
+    /// Channel and payload of each notification that was read.
+    pub heard: Vec<(String, String)>,
 }
 
 impl Client {
@@ -150,7 +152,7 @@ impl Client {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        Self { stream, input: Vec::new(), key: Vec::new(), params: Vec::new() }
+        Self { stream, input: Vec::new(), key: Vec::new(), params: Vec::new(), heard: Vec::new() }
     }
 
     /// Connects and logs in, where no password is asked for.
@@ -208,6 +210,11 @@ impl Client {
                 if self.input.len() >= len {
                     let message = Message { tag: self.input[0], body: self.input[5..len].to_vec() };
                     self.input.drain(..len);
+                    if message.tag == b'A' {
+                        let mut texts = message.body[4..].split(|byte| *byte == 0);
+                        let mut text = || String::from_utf8_lossy(texts.next().unwrap_or_default()).into_owned();
+                        self.heard.push((text(), text()));
+                    }
                     return Ok(message);
                 }
             }
