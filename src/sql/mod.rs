@@ -5,6 +5,7 @@ pub mod classify;
 pub mod control;
 pub mod lexer;
 pub mod names;
+pub mod reads;
 pub mod reference;
 pub mod trace;
 
@@ -13,5 +14,6 @@ pub use classify::{Analysis, Command, Effects, analyse, analyse_beginning};
 pub use control::Control;
 pub use lexer::{Lexer, StrKind, Token};
 pub use names::{custom_name, custom_names};
+pub use reads::{Access, access};
 pub use reference::reference;
 pub use trace::without_trace;

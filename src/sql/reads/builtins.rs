@@ -1,0 +1,259 @@
+//! PostgreSQL's own functions: which of them only read.
+//!
+//! `reads.txt` and `writes.txt` are made by `scripts/builtins` from `pg_proc` of the oldest and the newest servers at hand.
+//! What is not volatile reads, unless it stands in [`NOT_READS`]; what is volatile does not, unless it stands in
+//! [`HARMLESS`]. A function that is in neither file, of a newer server for example, is unknown: no read.
+
+use super::lengths::Lengths;
+
+/// Names of functions that only read, sorted, one a line. A name counts with all its overloads: the worst wins.
+const READS: &str = include_str!("reads.txt");
+/// Those that write, lock, have effects outside of the database, or ask what only the primary or their session can answer.
+const WRITES: &str = include_str!("writes.txt");
+/// Keywords that are no function's name unless they are quoted or qualified.
+const RESERVED: &str = include_str!("reserved.txt");
+/// All other keywords.
+const KEYWORDS: &str = include_str!("keywords.txt");
+
+/// Volatile, because their result changes, yet they change nothing: reviewed one by one.
+pub const HARMLESS: &[&str] = &[
+    // Chance and time.
+    "array_sample",
+    "array_shuffle",
+    "clock_timestamp",
+    "gen_random_uuid",
+    "random",
+    "random_normal",
+    "timeofday",
+    "uuidv4",
+    "uuidv7",
+    // They wait, and a replica waits as well.
+    "pg_sleep",
+    "pg_sleep_for",
+    "pg_sleep_until",
+    // Methods of TABLESAMPLE.
+    "bernoulli",
+    "system",
+    // Sizes, and what the catalogue or the system says.
+    "amvalidate",
+    "current_query",
+    "pg_collation_actual_version",
+    "pg_database_collation_actual_version",
+    "pg_database_size",
+    "pg_indexes_size",
+    "pg_partition_ancestors",
+    "pg_partition_tree",
+    "pg_relation_size",
+    "pg_sequence_last_value",
+    "pg_get_sequence_data",
+    "pg_table_size",
+    "pg_tablespace_size",
+    "pg_total_relation_size",
+    // What a node says of itself: each answers for itself, as it does when asked directly.
+    "pg_blocking_pids",
+    "pg_control_checkpoint",
+    "pg_control_init",
+    "pg_control_recovery",
+    "pg_control_system",
+    "pg_get_aios",
+    "pg_get_backend_memory_contexts",
+    "pg_get_loaded_modules",
+    "pg_get_multixact_members",
+    "pg_get_shmem_allocations",
+    "pg_get_shmem_allocations_numa",
+    "pg_get_wait_events",
+    "pg_get_wal_resource_managers",
+    "pg_hba_file_rules",
+    "pg_ident_file_mappings",
+    "pg_jit_available",
+    "pg_last_committed_xact",
+    "pg_lock_status",
+    "pg_prepared_xact",
+    "pg_safe_snapshot_blocking_pids",
+    "pg_show_all_file_settings",
+    "pg_show_replication_origin_status",
+    "pg_stat_get_backend_io",
+    "pg_stat_get_backend_wal",
+    "pg_stat_get_io",
+    "pg_stat_get_recovery_prefetch",
+    "pg_stat_get_xact_blocks_fetched",
+    "pg_stat_get_xact_blocks_hit",
+    "pg_stat_get_xact_function_calls",
+    "pg_stat_get_xact_function_self_time",
+    "pg_stat_get_xact_function_total_time",
+    "pg_stat_get_xact_numscans",
+    "pg_stat_get_xact_tuples_deleted",
+    "pg_stat_get_xact_tuples_fetched",
+    "pg_stat_get_xact_tuples_hot_updated",
+    "pg_stat_get_xact_tuples_inserted",
+    "pg_stat_get_xact_tuples_newpage_updated",
+    "pg_stat_get_xact_tuples_returned",
+    "pg_stat_get_xact_tuples_updated",
+    "pg_stat_have_stats",
+    "pg_xact_commit_timestamp",
+    "pg_xact_commit_timestamp_origin",
+    "pg_xact_status",
+    "txid_status",
+];
+
+/// Not volatile, and yet no reads.
+pub const NOT_READS: &[&str] = &[
+    // They take a transaction number: refused during recovery (55000).
+    "pg_current_xact_id",
+    "txid_current",
+    // Refused during recovery (55000), though they only calculate.
+    "pg_walfile_name",
+    "pg_walfile_name_offset",
+    // They read tables, or call types' functions, that a string names: it may be a view over anything.
+    "database_to_xml",
+    "database_to_xml_and_xmlschema",
+    "database_to_xmlschema",
+    "pg_input_error_info",
+    "pg_input_is_valid",
+    "schema_to_xml",
+    "schema_to_xml_and_xmlschema",
+    "schema_to_xmlschema",
+    "table_to_xml",
+    "table_to_xml_and_xmlschema",
+    "table_to_xmlschema",
+    // What their own session holds.
+    "pg_cursor",
+    "pg_listening_channels",
+    "pg_prepared_statement",
+    // They are for the primary alone, whatever volatility some version gives them.
+    "pg_is_in_recovery",
+];
+
+/// Relations of PostgreSQL's own that show what their session holds: a replica's session holds nothing of it.
+pub(super) const SESSION_VIEWS: [&[u8]; 2] = [b"pg_cursors", b"pg_prepared_statements"];
+
+/// The sieve for them.
+pub(super) static SESSION_VIEWS_LENGTHS: Lengths = {
+    let mut lengths = Lengths::NONE;
+    lengths.add(SESSION_VIEWS[0]);
+    lengths.add(SESSION_VIEWS[1]);
+    lengths
+};
+
+/// Where the lines that begin with a byte start, and where they end: most of a search.
+const fn index(names: &str) -> [u16; 257] {
+    let bytes = names.as_bytes();
+    assert!(bytes.len() < u16::MAX as usize, "offsets of lines are 16 bits wide");
+    let mut table = [0u16; 257];
+    let mut count = [false; 256];
+    let mut at = 0;
+    let mut line = 0;
+    let mut filled = 0;
+    while at <= bytes.len() {
+        if at == bytes.len() || bytes[at] == b'\n' {
+            if line < bytes.len() {
+                let first = bytes[line] as usize;
+                if !count[first] {
+                    count[first] = true;
+                    while filled <= first {
+                        #[allow(clippy::cast_possible_truncation, reason = "asserted above")]
+                        let offset = line as u16;
+                        table[filled] = offset;
+                        filled += 1;
+                    }
+                }
+            }
+            line = at + 1;
+        }
+        at += 1;
+    }
+    while filled < 257 {
+        #[allow(clippy::cast_possible_truncation, reason = "asserted above")]
+        let end = bytes.len() as u16;
+        table[filled] = end;
+        filled += 1;
+    }
+    table
+}
+
+static READS_INDEX: [u16; 257] = index(READS);
+static WRITES_INDEX: [u16; 257] = index(WRITES);
+static RESERVED_INDEX: [u16; 257] = index(RESERVED);
+static KEYWORDS_INDEX: [u16; 257] = index(KEYWORDS);
+
+/// For attribute notation: which names may be one that writes.
+static WRITES_LENGTHS: Lengths = Lengths::of_lines(WRITES);
+
+/// Looks a name up among sorted lines.
+fn holds(names: &str, index: &[u16; 257], name: &[u8]) -> bool {
+    let Some(&first) = name.first() else { return false };
+    let names = names.as_bytes();
+    let (mut low, mut high) = (usize::from(index[usize::from(first)]), usize::from(index[usize::from(first) + 1]));
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let start = names[low..middle].iter().rposition(|&b| b == b'\n').map_or(low, |found| low + found + 1);
+        let rest = &names[start..];
+        let end = start + rest.iter().position(|&b| b == b'\n').unwrap_or(rest.len());
+        match name.cmp(&names[start..end]) {
+            std::cmp::Ordering::Less => high = start,
+            std::cmp::Ordering::Equal => return true,
+            std::cmp::Ordering::Greater => low = end + 1,
+        }
+    }
+    false
+}
+
+/// Whether a function of PostgreSQL's own, with all its overloads, only reads. The name is in lower case.
+pub fn reads(name: &[u8]) -> bool {
+    holds(READS, &READS_INDEX, name)
+}
+
+/// Whether it is known not to be a read. The name is in lower case.
+pub fn writes(name: &[u8]) -> bool {
+    WRITES_LENGTHS.may_have(name) && holds(WRITES, &WRITES_INDEX, name)
+}
+
+/// Whether a word, in lower case, is a keyword that no unquoted call begins with.
+pub(super) fn reserved(word: &[u8]) -> bool {
+    holds(RESERVED, &RESERVED_INDEX, word)
+}
+
+/// Whether a word, in lower case, is any keyword.
+pub(super) fn keyword(word: &[u8]) -> bool {
+    reserved(word) || holds(KEYWORDS, &KEYWORDS_INDEX, word)
+}
+
+/// The names of all that are known not to be reads.
+pub fn all_writes() -> impl Iterator<Item = &'static str> {
+    WRITES.lines()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_found_and_none_is_both() {
+        for (ours, theirs, names) in
+            [(reads as fn(&[u8]) -> bool, writes as fn(&[u8]) -> bool, READS), (writes, reads, WRITES)]
+        {
+            assert!(names.lines().is_sorted(), "scripts/builtins sorts by bytes");
+            for name in names.lines() {
+                assert!(ours(name.as_bytes()) && !theirs(name.as_bytes()), "{name}");
+                assert!(!ours(format!("{name}_").as_bytes()) || names.contains(&format!("{name}_\n")), "{name}_");
+            }
+        }
+        for name in ["", "a", "zzz", "ABS", "\n", "x\n", "abs\nabstime", "\u{fc}"] {
+            assert!(!reads(name.as_bytes()) && !writes(name.as_bytes()), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_lists_follow_from_the_review() {
+        assert!(HARMLESS.iter().all(|name| reads(name.as_bytes())));
+        assert!(NOT_READS.iter().all(|name| writes(name.as_bytes())));
+        for name in
+            ["nextval", "setval", "currval", "lo_get", "pg_advisory_lock", "pg_notify", "set_config", "txid_current"]
+        {
+            assert!(writes(name.as_bytes()), "{name}");
+        }
+        for name in ["count", "now", "lower", "generate_series", "has_table_privilege", "random", "version"] {
+            assert!(reads(name.as_bytes()), "{name}");
+        }
+    }
+}
