@@ -4,12 +4,14 @@
 //! seen; [`balance`] chooses among equals. Nothing here awaits or asks: nodes, time and chance are arguments.
 
 pub mod balance;
+pub mod catalogue;
 pub mod causal;
 pub mod lsn;
 pub mod survey;
 pub mod topology;
 
 pub use balance::{Choice, Fallback, Load, Policy, choose};
+pub use catalogue::Catalogue;
 pub use causal::{Causal, Consistency, Fresh, NotFresh};
 pub use lsn::Lsn;
 pub use topology::{Moment, NodeId, NodeView, Role, State, Tick, Topology, Trouble};
