@@ -267,7 +267,9 @@ fn respelt(text: &str, random: &mut Chance) -> String {
             }
             // Right behind an operator no comment begins.
             Token::Operator(_) => out.push_str(&format!("{piece} ")),
-            _ => out.push_str(piece),
+            Token::Quoted(_) | Token::Str(..) | Token::Number(_) | Token::Param | Token::Punct(_) | Token::End => {
+                out.push_str(piece);
+            }
         }
         if token == Token::End {
             return out;
