@@ -1,8 +1,8 @@
 //! A pool of server connections for one node, database and user, on deadpool.
 //!
-//! deadpool hands out *seats* ([`seat`]): it counts who may have a connection. Whoever has a seat without a connection dials;
+//! deadpool hands out *seats* (`seat`): it counts who may have a connection. Whoever has a seat without a connection dials;
 //! dialling, its back-off and its errors stay here, and deadpool's `create` and `recycle` never wait. A connection keeps its
-//! seat for as long as it lives, also while it is idle: then it waits in the [`queue`], which puts it into the hands of who
+//! seat for as long as it lives, also while it is idle: then it waits in the `queue`, which puts it into the hands of who
 //! is first in line. deadpool's own queue is not used: through it, each checkout costs a search in two locked lists and a
 //! future as large as the rare case of a dial.
 
