@@ -127,95 +127,123 @@ pub const NOT_READS: &[&str] = &[
 /// Relations of PostgreSQL's own that show what their session holds: a replica's session holds nothing of it.
 pub(super) const SESSION_VIEWS: [&[u8]; 2] = [b"pg_cursors", b"pg_prepared_statements"];
 
-/// The sieve for them.
-pub(super) static SESSION_VIEWS_LENGTHS: Lengths = {
-    let mut lengths = Lengths::NONE;
-    lengths.add(SESSION_VIEWS[0]);
-    lengths.add(SESSION_VIEWS[1]);
-    lengths
-};
+/// What a name is, as bits: it may be several.
+const IS_READ: u32 = 1;
+const IS_WRITE: u32 = 2;
+const IS_RESERVED: u32 = 4;
+const IS_KEYWORD: u32 = 8;
 
-/// Where the lines that begin with a byte start, and where they end: most of a search.
-const fn index(names: &str) -> [u16; 257] {
-    let bytes = names.as_bytes();
-    assert!(bytes.len() < u16::MAX as usize, "offsets of lines are 16 bits wide");
-    let mut table = [0u16; 257];
-    let mut count = [false; 256];
-    let mut at = 0;
-    let mut line = 0;
-    let mut filled = 0;
-    while at <= bytes.len() {
-        if at == bytes.len() || bytes[at] == b'\n' {
-            if line < bytes.len() {
-                let first = bytes[line] as usize;
-                if !count[first] {
-                    count[first] = true;
-                    while filled <= first {
-                        #[allow(clippy::cast_possible_truncation, reason = "asserted above")]
-                        let offset = line as u16;
-                        table[filled] = offset;
-                        filled += 1;
-                    }
+const LISTS: [(&str, u32); 4] =
+    [(READS, IS_READ), (WRITES, IS_WRITE), (RESERVED, IS_RESERVED | IS_KEYWORD), (KEYWORDS, IS_KEYWORD)];
+
+/// Slots of the table of names: more than twice as many as there are names.
+const SLOTS: usize = 8192;
+
+/// A table of all names, made by the compiler: where each stands (list, start and length), and what it is.
+static TABLE: [u32; SLOTS] = {
+    let mut table = [0u32; SLOTS];
+    let mut list = 0;
+    while list < LISTS.len() {
+        let text = LISTS[list].0.as_bytes();
+        assert!(text.len() < 1 << 16, "offsets of names are 16 bits wide");
+        let (mut start, mut end) = (0, 0);
+        while end < text.len() {
+            if text[end] == b'\n' {
+                let name = text.split_at(end).0.split_at(start).1;
+                let mut slot = hash(name);
+                while table[slot] != 0 && !equal(entry(table[slot]), name) {
+                    slot = (slot + 1) % SLOTS;
                 }
+                if table[slot] == 0 {
+                    assert!(name.len() < 64, "lengths of names are 6 bits wide");
+                    #[allow(clippy::cast_possible_truncation, reason = "asserted above")]
+                    let place = (start as u32) << 16 | (name.len() as u32) << 8 | (list as u32) << 4;
+                    table[slot] = place;
+                }
+                table[slot] |= LISTS[list].1;
+                start = end + 1;
             }
-            line = at + 1;
+            end += 1;
         }
-        at += 1;
-    }
-    while filled < 257 {
-        #[allow(clippy::cast_possible_truncation, reason = "asserted above")]
-        let end = bytes.len() as u16;
-        table[filled] = end;
-        filled += 1;
+        list += 1;
     }
     table
+};
+
+/// FNV-1a.
+const fn hash(name: &[u8]) -> usize {
+    let mut hash = 0x811c_9dc5_u32;
+    let mut at = 0;
+    while at < name.len() {
+        hash = (hash ^ name[at] as u32).wrapping_mul(0x0100_0193);
+        at += 1;
+    }
+    (hash ^ (hash >> 15)) as usize % SLOTS
 }
 
-static READS_INDEX: [u16; 257] = index(READS);
-static WRITES_INDEX: [u16; 257] = index(WRITES);
-static RESERVED_INDEX: [u16; 257] = index(RESERVED);
-static KEYWORDS_INDEX: [u16; 257] = index(KEYWORDS);
+/// The name that an entry of the table is for.
+const fn entry(entry: u32) -> &'static [u8] {
+    let (start, len, list) = ((entry >> 16) as usize, (entry >> 8 & 63) as usize, (entry >> 4 & 3) as usize);
+    LISTS[list].0.as_bytes().split_at(start).1.split_at(len).0
+}
+
+const fn equal(one: &[u8], other: &[u8]) -> bool {
+    let mut at = 0;
+    while at < one.len() && at < other.len() && one[at] == other[at] {
+        at += 1;
+    }
+    at == one.len() && at == other.len()
+}
+
+/// What is known of a name without any database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Known(u32);
+
+impl Known {
+    /// Looks up a name, in lower case.
+    pub(super) fn of(name: &[u8]) -> Self {
+        let mut slot = hash(name);
+        while TABLE[slot] != 0 {
+            if entry(TABLE[slot]) == name {
+                return Self(TABLE[slot]);
+            }
+            slot = (slot + 1) % SLOTS;
+        }
+        Self(0)
+    }
+
+    /// A function of PostgreSQL's own that, with all its overloads, only reads.
+    pub(super) fn reads(self) -> bool {
+        self.0 & IS_READ != 0
+    }
+
+    /// A function that is known not to be a read.
+    pub(super) fn writes(self) -> bool {
+        self.0 & IS_WRITE != 0
+    }
+
+    /// A keyword that no unquoted call begins with.
+    pub(super) fn reserved(self) -> bool {
+        self.0 & IS_RESERVED != 0
+    }
+
+    /// Any keyword.
+    pub(super) fn keyword(self) -> bool {
+        self.0 & IS_KEYWORD != 0
+    }
+}
 
 /// For attribute notation: which names may be one that writes.
-static WRITES_LENGTHS: Lengths = Lengths::of_lines(WRITES);
-
-/// Looks a name up among sorted lines.
-fn holds(names: &str, index: &[u16; 257], name: &[u8]) -> bool {
-    let Some(&first) = name.first() else { return false };
-    let names = names.as_bytes();
-    let (mut low, mut high) = (usize::from(index[usize::from(first)]), usize::from(index[usize::from(first) + 1]));
-    while low < high {
-        let middle = low + (high - low) / 2;
-        let start = names[low..middle].iter().rposition(|&b| b == b'\n').map_or(low, |found| low + found + 1);
-        let rest = &names[start..];
-        let end = start + rest.iter().position(|&b| b == b'\n').unwrap_or(rest.len());
-        match name.cmp(&names[start..end]) {
-            std::cmp::Ordering::Less => high = start,
-            std::cmp::Ordering::Equal => return true,
-            std::cmp::Ordering::Greater => low = end + 1,
-        }
-    }
-    false
-}
+pub(super) static WRITES_LENGTHS: Lengths = Lengths::of_lines(WRITES);
 
 /// Whether a function of PostgreSQL's own, with all its overloads, only reads. The name is in lower case.
 pub fn reads(name: &[u8]) -> bool {
-    holds(READS, &READS_INDEX, name)
+    Known::of(name).reads()
 }
 
 /// Whether it is known not to be a read. The name is in lower case.
 pub fn writes(name: &[u8]) -> bool {
-    WRITES_LENGTHS.may_have(name) && holds(WRITES, &WRITES_INDEX, name)
-}
-
-/// Whether a word, in lower case, is a keyword that no unquoted call begins with.
-pub(super) fn reserved(word: &[u8]) -> bool {
-    holds(RESERVED, &RESERVED_INDEX, word)
-}
-
-/// Whether a word, in lower case, is any keyword.
-pub(super) fn keyword(word: &[u8]) -> bool {
-    reserved(word) || holds(KEYWORDS, &KEYWORDS_INDEX, word)
+    WRITES_LENGTHS.may_have(name) && Known::of(name).writes()
 }
 
 /// The names of all that are known not to be reads.
@@ -252,6 +280,8 @@ mod tests {
         {
             assert!(writes(name.as_bytes()), "{name}");
         }
+        assert!(Known::of(b"select").reserved() && !Known::of(b"over").reserved() && Known::of(b"over").keyword());
+        assert!(Known::of(b"left").reads() && Known::of(b"left").keyword() && !Known::of(b"lower").keyword());
         for name in ["count", "now", "lower", "generate_series", "has_table_privilege", "random", "version"] {
             assert!(reads(name.as_bytes()), "{name}");
         }

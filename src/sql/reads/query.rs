@@ -2,8 +2,9 @@
 
 #![allow(clippy::wildcard_enum_match_arm, reason = "all other tokens are what is not looked for")]
 
+use super::builtins::{self, Known};
 use super::kinds::is;
-use super::{Folded, Lengths, MAX_DEPTH, NAME_LEN, Objects, Scan, Span, Trust, Why, builtins};
+use super::{Folded, Lengths, MAX_DEPTH, NAME_LEN, Objects, Scan, Span, Trust, Why};
 use crate::sql::lexer::Token;
 
 /// Where a query ends.
@@ -27,17 +28,35 @@ enum Mark {
 }
 
 /// Words that are looked at, whatever the database has.
-const WORDS: [&[u8]; 13] = [
-    b"insert", b"update", b"delete", b"merge", b"into", b"no", b"share", b"key", b"with", b"select", b"values",
-    b"table", b"pg_temp",
+const WORDS: [&[u8]; 14] = [
+    b"insert",
+    b"update",
+    b"delete",
+    b"merge",
+    b"into",
+    b"no",
+    b"share",
+    b"key",
+    b"with",
+    b"select",
+    b"values",
+    b"table",
+    builtins::SESSION_VIEWS[0],
+    builtins::SESSION_VIEWS[1],
 ];
 
+/// The sieve for them, and for schemas of temporary objects: `pg_temp`, `pg_temp_3`.
 static WORD_LENGTHS: Lengths = {
     let mut lengths = Lengths::NONE;
     let mut at = 0;
     while at < WORDS.len() {
         lengths.add(WORDS[at]);
         at += 1;
+    }
+    let mut longest: &[u8] = b"pg_temp_1234567890";
+    while longest.len() >= 7 {
+        lengths.add(longest);
+        longest = longest.split_at(longest.len() - 1).0;
     }
     lengths
 };
@@ -71,26 +90,31 @@ const BEFORE_PARENTHESES: [&[u8]; 25] = [
     b"varying",
 ];
 
-/// The last tokens, the youngest first.
-#[derive(Clone, Copy)]
-struct Past<'a>([Token<'a>; 3]);
+/// Keywords that never were names of functions, in any version: the most frequent ones in front of parentheses.
+const ALWAYS_RESERVED: [&[u8]; 9] = [b"in", b"as", b"and", b"or", b"on", b"from", b"where", b"using", b"values"];
+
+/// The last tokens, in a ring.
+struct Past<'a> {
+    tokens: [Token<'a>; 4],
+    next: usize,
+}
 
 impl<'a> Past<'a> {
     #[inline]
     fn push(&mut self, token: Token<'a>) {
-        self.0 = [token, self.0[0], self.0[1]];
+        self.tokens[self.next % 4] = token;
+        self.next = self.next.wrapping_add(1);
     }
 
-    /// Whether the youngest stands behind a dot.
+    /// The youngest, or one that is older by so many.
     #[inline]
-    fn dotted(&self) -> bool {
-        self.0[1] == Token::Punct(b'.')
+    fn back(&self, by: usize) -> Token<'a> {
+        self.tokens[self.next.wrapping_sub(1 + by) % 4]
     }
 
-    /// What a name behind a dot is qualified with.
-    #[inline]
+    /// What the youngest, which stands behind a dot, is qualified with.
     fn qualifier(&self) -> Option<Token<'a>> {
-        Some(self.0[2]).filter(|token| matches!(token, Token::Word(_) | Token::Quoted(_)))
+        Some(self.back(2)).filter(|token| matches!(token, Token::Word(_) | Token::Quoted(_)))
     }
 }
 
@@ -101,23 +125,42 @@ impl<'a, O: Objects + ?Sized> Scan<'a, '_, O> {
         let mut depth = 0usize;
         // Whether the parenthesis that was closed last may be followed by an expression.
         let mut prefix = false;
-        let mut past = Past([Token::End; 3]);
+        let mut past = Past { tokens: [Token::End; 4], next: 0 };
+        // Whether the last token is a dot, and whether it is a name behind one.
+        let (mut dot, mut dotted) = (false, false);
         let mut token = first;
         loop {
+            if dotted && token != Token::Punct(b'(') {
+                self.attribute(&past)?;
+            }
+            let behind_dot = std::mem::replace(&mut dot, false);
+            let called_dotted = std::mem::replace(&mut dotted, false);
             match token {
+                Token::Word(_) if behind_dot => dotted = true,
                 Token::Word(word) => {
-                    if past.0[0] != Token::Punct(b'.') {
-                        self.keyword(word, past.0[0], &mut marks[depth])?;
-                        self.bare(token, word)?;
+                    if WORD_LENGTHS.may_have(word) {
+                        self.telling(word, past.back(0), &mut marks[depth])?;
+                    }
+                    if word.len() > NAME_LEN {
+                        return Err(Why::Unclear);
+                    }
+                    if self.objects.lengths().may_have(word) {
+                        self.relation(None, token)?;
                     }
                 }
                 Token::Quoted(name) => {
-                    if past.0[0] != Token::Punct(b'.') {
-                        self.bare(token, name)?;
+                    if name.is_empty() || name.len() > NAME_LEN || name.contains(&b'"') || temporary(name) {
+                        return Err(Why::Unclear);
+                    }
+                    dotted = behind_dot;
+                    if !behind_dot {
+                        self.relation(None, token)?;
                     }
                 }
+                Token::Punct(b'.') => dot = true,
                 Token::Punct(b'(') => {
-                    match past.0[0] {
+                    match past.back(0) {
+                        Token::Word(_) | Token::Quoted(_) if called_dotted => self.qualified_call(&past)?,
                         Token::Word(_) | Token::Quoted(_) => self.call(&past, marks[depth], prefix)?,
                         // WITH a AS (...) (SELECT ...)
                         Token::Punct(b')') if marks[depth] == Mark::With => marks[depth] = Mark::None,
@@ -127,7 +170,7 @@ impl<'a, O: Objects + ?Sized> Scan<'a, '_, O> {
                     if depth >= MAX_DEPTH {
                         return Err(Why::TooDeep);
                     }
-                    let prefixes = is(past.0[0], b"on") || is(past.0[0], b"operator");
+                    let prefixes = is(past.back(0), b"on") || is(past.back(0), b"operator");
                     marks[depth] = if prefixes { Mark::Prefix } else { Mark::None };
                 }
                 Token::Punct(b')') => {
@@ -142,14 +185,8 @@ impl<'a, O: Objects + ?Sized> Scan<'a, '_, O> {
                 // Before PostgreSQL 15 a number ends where a word begins: `1into t`.
                 Token::Number(number) if !ends_as_number(number) => return Err(Why::Unclear),
                 Token::Broken => return Err(Why::Unclear),
-                Token::End | Token::Punct(b';') => {
-                    self.attribute(&past)?;
-                    return Ok(());
-                }
+                Token::End | Token::Punct(b';') => return Ok(()),
                 Token::Punct(_) | Token::Number(_) | Token::Str(..) | Token::Param => {}
-            }
-            if token != Token::Punct(b'(') && past.dotted() {
-                self.attribute(&past)?;
             }
             if depth == 0 && end == End::Parenthesis {
                 return Ok(());
@@ -159,39 +196,27 @@ impl<'a, O: Objects + ?Sized> Scan<'a, '_, O> {
         }
     }
 
-    /// What a keyword, or a word like one, says.
+    /// What a word says that the sieve did not tell apart from those of interest.
     #[inline]
-    fn keyword(&mut self, word: &[u8], before: Token<'_>, mark: &mut Mark) -> Result<(), Why> {
-        if !WORD_LENGTHS.may_have(word) {
-            return if word.len() > 7 && temporary(word) { Err(Why::Session) } else { Ok(()) };
+    fn telling(&self, word: &[u8], before: Token<'_>, mark: &mut Mark) -> Result<(), Why> {
+        let is_one_of = |known: &[&[u8]]| known.iter().any(|known| known.eq_ignore_ascii_case(word));
+        match word.len() {
+            2 | 3 if is_one_of(&[b"no", b"key"]) && is(before, b"for") => Err(Why::Locking),
+            4 if is_one_of(&[b"into"]) => Err(Why::Into),
+            4 if matches!(before, Token::End | Token::Punct(b'(')) && is_one_of(&[b"with"]) => {
+                *mark = Mark::With;
+                Ok(())
+            }
+            5 if is_one_of(&[b"share"]) && is(before, b"for") => Err(Why::Locking),
+            6 if is_one_of(&[b"update"]) && is(before, b"for") => Err(Why::Locking),
+            5 | 6 if is_one_of(&[b"insert", b"update", b"delete", b"merge"]) => Err(Why::Modifies),
+            5 | 6 if *mark == Mark::With && is_one_of(&[b"select", b"values", b"table"]) => {
+                *mark = Mark::None;
+                Ok(())
+            }
+            7.. if temporary(word) || is_one_of(&builtins::SESSION_VIEWS) => Err(Why::Session),
+            _ => Ok(()),
         }
-        let Some(folded) = Folded::word(word) else { return Ok(()) };
-        match folded.get() {
-            b"into" => return Err(Why::Into),
-            b"update" if is(before, b"for") => return Err(Why::Locking),
-            b"insert" | b"update" | b"delete" | b"merge" => return Err(Why::Modifies),
-            b"no" | b"share" | b"key" if is(before, b"for") => return Err(Why::Locking),
-            b"with" if matches!(before, Token::End | Token::Punct(b'(')) => *mark = Mark::With,
-            b"select" | b"values" | b"table" if *mark == Mark::With => *mark = Mark::None,
-            b"pg_temp" => return Err(Why::Session),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// A name that is not qualified: of a relation, a type, or anything else.
-    #[inline]
-    fn bare(&mut self, token: Token<'a>, name: &[u8]) -> Result<(), Why> {
-        if name.len() > NAME_LEN || name.is_empty() {
-            return Err(Why::Unclear);
-        }
-        if matches!(token, Token::Quoted(_)) && (name.contains(&b'"') || temporary(name)) {
-            return Err(Why::Unclear);
-        }
-        if builtins::SESSION_VIEWS_LENGTHS.may_have(name) || self.objects.lengths().may_have(name) {
-            self.relation(None, token)?;
-        }
-        Ok(())
     }
 
     /// A relation or type that a statement names.
@@ -215,63 +240,71 @@ impl<'a, O: Objects + ?Sized> Scan<'a, '_, O> {
 
     /// A name behind a dot that is not called with parentheses: a column, a relation in a schema - or a function after all,
     /// as PostgreSQL takes `(x).f` for `f(x)`.
+    #[inline]
     fn attribute(&self, past: &Past<'a>) -> Result<(), Why> {
-        if !past.dotted() {
-            return Ok(());
+        let (Token::Word(written) | Token::Quoted(written)) = past.back(0) else { return Ok(()) };
+        let suspect = self.objects.lengths().may_have(written);
+        let of_session = builtins::SESSION_VIEWS.iter().any(|view| view.eq_ignore_ascii_case(written));
+        if !suspect && !of_session && !builtins::WRITES_LENGTHS.may_have(written) {
+            return if written.len() > NAME_LEN { Err(Why::Unclear) } else { Ok(()) };
         }
-        let (Token::Word(written) | Token::Quoted(written)) = past.0[0] else { return Ok(()) };
-        let Some(name) = Folded::of(past.0[0]) else { return Err(Why::Unclear) };
+        let Some(name) = Folded::of(past.back(0)) else { return Err(Why::Unclear) };
         let name = name.get();
-        let suspect = self.objects.lengths().may_have(name);
         if builtins::writes(name) || (suspect && self.objects.function(None, name) == Trust::Suspect) {
             return Err(Why::Function(Span::new(self.text, written)));
         }
-        if let Some(qualifier) = past.qualifier()
-            && (suspect || builtins::SESSION_VIEWS_LENGTHS.may_have(name))
-        {
-            self.relation(Some(qualifier), past.0[0])?;
+        match past.qualifier() {
+            Some(schema) if suspect || of_session => self.relation(Some(schema), past.back(0)),
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// A name in front of a parenthesis, and behind a dot.
+    fn qualified_call(&self, past: &Past<'a>) -> Result<(), Why> {
+        let (Token::Word(written) | Token::Quoted(written)) = past.back(0) else { return Err(Why::Unclear) };
+        let Some(function) = Folded::of(past.back(0)) else { return Err(Why::Unclear) };
+        let Some(schema) = past.qualifier().and_then(Folded::of) else { return Err(Why::Unclear) };
+        let built_in = schema.get() == b"pg_catalog";
+        let span = Span::new(self.text, written);
+        match self.objects.function(Some(schema.get()), function.get()) {
+            Trust::Suspect => Err(Why::Function(span)),
+            Trust::Plain if !built_in => Ok(()),
+            Trust::Unknown if !built_in => Err(Why::UnknownFunction(span)),
+            plain_or_unknown => {
+                let known = Known::of(function.get());
+                match plain_or_unknown {
+                    _ if known.writes() => Err(Why::Function(span)),
+                    Trust::Plain => Ok(()),
+                    Trust::Suspect | Trust::Unknown if known.reads() => Ok(()),
+                    Trust::Suspect | Trust::Unknown => Err(Why::UnknownFunction(span)),
+                }
+            }
+        }
     }
 
     /// A name in front of a parenthesis.
     fn call(&self, past: &Past<'a>, mark: Mark, prefix: bool) -> Result<(), Why> {
-        let [name, before, _] = past.0;
+        let name = past.back(0);
         let (Token::Word(written) | Token::Quoted(written)) = name else { return Ok(()) };
-        let Some(folded) = Folded::of(name) else { return Err(Why::Unclear) };
-        let function = folded.get();
-        let span = || Span::new(self.text, written);
-        if past.dotted() {
-            let Some(schema) = past.qualifier().and_then(Folded::of) else { return Err(Why::Unclear) };
-            let schema = schema.get();
-            return match self.objects.function(Some(schema), function) {
-                Trust::Suspect => Err(Why::Function(span())),
-                Trust::Plain => Ok(()),
-                Trust::Unknown if schema != b"pg_catalog" => Err(Why::UnknownFunction(span())),
-                Trust::Unknown if builtins::reads(function) => Ok(()),
-                Trust::Unknown if builtins::writes(function) => Err(Why::Function(span())),
-                Trust::Unknown => Err(Why::UnknownFunction(span())),
-            };
-        }
         let bare = matches!(name, Token::Word(_));
-        if bare && matches!(function, b"in" | b"values" | b"as" | b"and" | b"or" | b"on" | b"from" | b"where" | b"any")
-        {
-            // Always were reserved; the most frequent ones.
+        if bare && ALWAYS_RESERVED.iter().any(|known| known.eq_ignore_ascii_case(written)) {
             return Ok(());
         }
-        if builtins::writes(function) {
-            return Err(Why::Function(span()));
+        let Some(folded) = Folded::of(name) else { return Err(Why::Unclear) };
+        let function = folded.get();
+        let known = Known::of(function);
+        if known.writes() {
+            return Err(Why::Function(Span::new(self.text, written)));
         }
         match self.objects.function(None, function) {
-            Trust::Suspect => return Err(Why::Function(span())),
+            Trust::Suspect => return Err(Why::Function(Span::new(self.text, written))),
             Trust::Plain => return Ok(()),
             Trust::Unknown => {}
         }
-        let syntax = bare && (BEFORE_PARENTHESES.contains(&function) || builtins::reserved(function));
-        if syntax || builtins::reads(function) || names_columns(before, mark, prefix) {
-            return Ok(());
-        }
-        Err(Why::UnknownFunction(span()))
+        let fine = known.reads()
+            || (bare && (known.reserved() || BEFORE_PARENTHESES.contains(&function)))
+            || names_columns(past.back(1), mark, prefix);
+        if fine { Ok(()) } else { Err(Why::UnknownFunction(Span::new(self.text, written))) }
     }
 }
 
@@ -283,7 +316,7 @@ fn names_columns(before: Token<'_>, mark: Mark, prefix: bool) -> bool {
         Token::Punct(b')') => !prefix,
         Token::Punct(b',') => mark == Mark::With,
         Token::Word(_) if is(before, b"as") || is(before, b"with") || is(before, b"recursive") => true,
-        Token::Word(_) => Folded::of(before).is_some_and(|word| !builtins::keyword(word.get())),
+        Token::Word(_) => Folded::of(before).is_some_and(|word| !Known::of(word.get()).keyword()),
         _ => false,
     }
 }

@@ -1,3 +1,5 @@
+#![allow(clippy::wildcard_enum_match_arm, reason = "all other tokens are spelt as they are")]
+
 use super::*;
 
 /// A database that has a little of everything.
@@ -82,6 +84,7 @@ const STATEMENTS: &[(&str, &str)] = &[
         "read",
     ),
     ("select exists (select 1), array(select 1), array[f.x], (1, 2) overlaps (3, 4), not (true), x = any ($1)", "read"),
+    ("select inet(a), tsquery('b'), regtype('int4'), timestamptz(c) from t", "read"),
     ("select current_user, current_timestamp, current_timestamp(0), localtime(2)", "read"),
     ("select * from t tablesample bernoulli (10) repeatable (1)", "read"),
     ("select random(), clock_timestamp(), gen_random_uuid(), pg_sleep(1), pg_database_size('x')", "read"),
