@@ -3,6 +3,7 @@
 #![allow(missing_docs)] // criterion's macros write undocumented functions
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use pg_ambassador::routing::Catalogue;
 use pg_ambassador::session::prepared::{ClientPrepared, ServerPrepared};
 use pg_ambassador::session::settings::Settings;
 use pg_ambassador::session::{Interners, Outbound, Params, PoolMode, ServerSide, Session};
@@ -170,6 +171,31 @@ fn statements(criterion: &mut Criterion) {
     }
 }
 
+fn reads(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("sql::access");
+    let names: Vec<String> =
+        (0..500u32).map(|n| format!("{}_object_{n}", char::from(b"abcdefghij"[n as usize % 10]))).collect();
+    let rows = names.iter().enumerate().map(|(at, name)| match at % 4 {
+        0 => ("object", "public", name.as_str(), true),
+        at => ("function", "public", name.as_str(), at == 1),
+    });
+    let catalogue = Catalogue::from_rows(rows);
+    let texts = [
+        (
+            "access_100_bytes",
+            "SELECT a.id, a.name, b.total FROM accounts a JOIN balances b USING (id) WHERE a.id = $1 LIMIT 10 ;;",
+        ),
+        (
+            "access_100_bytes, with calls",
+            "SELECT count(*), max(b.total), coalesce(lower(a.name), 'x') FROM accounts a WHERE a.id IN (1, 2, 3, 4);",
+        ),
+        ("INSERT", "INSERT INTO pgbench_history (tid, bid, aid, delta, mtime) VALUES (1, 2, 3, 4, CURRENT_TIMESTAMP);"),
+    ];
+    for (name, text) in texts {
+        group.bench_function(name, |b| b.iter(|| sql::access(black_box(text.as_bytes()), true, &catalogue)));
+    }
+}
+
 fn settings(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("settings");
     let interners = Interners::default();
@@ -212,5 +238,5 @@ fn prepared(criterion: &mut Criterion) {
     group.bench_function("intern, a known statement", |b| b.iter(|| intern(black_box(17))));
 }
 
-criterion_group!(cores, frames, trips, statements, settings, prepared);
+criterion_group!(cores, frames, trips, statements, reads, settings, prepared);
 criterion_main!(cores);

@@ -23,6 +23,7 @@ mod notifications;
 mod outdated_statements;
 mod pooling;
 mod prepared_without_a_server;
+mod reads;
 mod server_loss;
 mod slow;
 mod smoke;
