@@ -170,12 +170,12 @@ static TABLE: [u32; SLOTS] = {
     table
 };
 
-/// FNV-1a.
+/// FNV-1a, of a name in lower case.
 const fn hash(name: &[u8]) -> usize {
     let mut hash = 0x811c_9dc5_u32;
     let mut at = 0;
     while at < name.len() {
-        hash = (hash ^ name[at] as u32).wrapping_mul(0x0100_0193);
+        hash = (hash ^ name[at].to_ascii_lowercase() as u32).wrapping_mul(0x0100_0193);
         at += 1;
     }
     (hash ^ (hash >> 15)) as usize % SLOTS
@@ -205,6 +205,18 @@ impl Known {
         let mut slot = hash(name);
         while TABLE[slot] != 0 {
             if entry(TABLE[slot]) == name {
+                return Self(TABLE[slot]);
+            }
+            slot = (slot + 1) % SLOTS;
+        }
+        Self(0)
+    }
+
+    /// Looks up an unquoted word, as written.
+    pub(super) fn of_word(word: &[u8]) -> Self {
+        let mut slot = hash(word);
+        while TABLE[slot] != 0 {
+            if entry(TABLE[slot]).eq_ignore_ascii_case(word) {
                 return Self(TABLE[slot]);
             }
             slot = (slot + 1) % SLOTS;
@@ -281,6 +293,7 @@ mod tests {
             assert!(writes(name.as_bytes()), "{name}");
         }
         assert!(Known::of(b"select").reserved() && !Known::of(b"over").reserved() && Known::of(b"over").keyword());
+        assert!(Known::of_word(b"LeFt").reads() && !Known::of(b"LeFt").reads());
         assert!(Known::of(b"left").reads() && Known::of(b"left").keyword() && !Known::of(b"lower").keyword());
         for name in ["count", "now", "lower", "generate_series", "has_table_privilege", "random", "version"] {
             assert!(reads(name.as_bytes()), "{name}");

@@ -290,9 +290,12 @@ impl<'a, O: Objects + ?Sized> Scan<'a, '_, O> {
         if bare && ALWAYS_RESERVED.iter().any(|known| known.eq_ignore_ascii_case(written)) {
             return Ok(());
         }
+        let known = if bare { Known::of_word(written) } else { Known::of(written) };
+        if known.reads() && !self.objects.lengths().may_have(written) {
+            return Ok(());
+        }
         let Some(folded) = Folded::of(name) else { return Err(Why::Unclear) };
         let function = folded.get();
-        let known = Known::of(function);
         if known.writes() {
             return Err(Why::Function(Span::new(self.text, written)));
         }
