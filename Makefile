@@ -10,7 +10,7 @@ SEED ?= 1
 SOAK_SECONDS ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fmt differential seeded-bugs soak regress bench fuzz doc deny
+.PHONY: help demo test lint fmt differential seeded-bugs soak regress reads bench fuzz doc deny
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -51,6 +51,9 @@ soak: ## Many clients with state of their own on few servers, for SOAK_SECONDS=3
 
 regress: ## PostgreSQL's own regression tests, direct and through the ambassador
 	@tests/regress/run
+
+reads: ## The truth about what is called a read: PostgreSQL's own regression tests, each statement also on a standby
+	@tests/regress/reads
 
 bench: ## Compare with direct connections and, where it is installed, PgBouncer
 	@bindir=$$(scripts/setup) && PG_BINDIR="$$bindir" benches/run

@@ -6,9 +6,15 @@
 //! [`Objects`] answers for it, and [`builtins`] for PostgreSQL's own functions. A name counts wherever it stands, as a column
 //! too: that may keep a read from a replica, and never sends a write there.
 //!
-//! Who asks has to know of two things that no text shows: a `client_encoding` that PostgreSQL has for clients only (SJIS,
-//! BIG5, GBK, UHC, GB18030, JOHAB, SHIFT_JIS_2004) lets bytes of a character look like ASCII, so such a text is unknown; and
-//! a temporary table may hide any name, so a session that has one stays where it is.
+//! Who asks has to know of what no text shows, and send to the primary what it is true of:
+//!
+//! - a `client_encoding` that PostgreSQL has for clients only (SJIS, BIG5, GBK, UHC, GB18030, JOHAB, SHIFT_JIS_2004) lets bytes
+//!   of a character look like ASCII;
+//! - a temporary table may hide any name, so a session that has one stays where it is;
+//! - a Parse may give a parameter a type of the database's own by its number (16384 or more), whose input function then runs;
+//! - where transactions are SERIALIZABLE by default, no replica runs any.
+//!
+//! An answer that is kept is as old as the catalogue it came from.
 
 pub mod builtins;
 mod kinds;
