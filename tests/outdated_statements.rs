@@ -109,3 +109,22 @@ fn i05_who_would_take_the_new_columns_for_the_old_is_refused() {
     let answer = client.exchange(&[bind("", "s", &[]), describe(b'P', ""), execute("", 0), sync()].concat());
     assert_eq!(tags(&answer), "2TDCZ", "{answer:?}");
 }
+
+#[test]
+fn i05_what_is_sent_once_more_is_never_what_another_batch_or_client_had_sent() {
+    let (_ambassador, [mut client, mut other]) = clients("outdated_kept");
+    let text = "select *, $1::text as said from outdated_kept";
+    let run = |said: &str| [bind("", "s", &[Some(said)]), execute("", 0)].concat();
+    for client in [&mut client, &mut other] {
+        client.exchange(&[parse("s", text), run("before"), sync()].concat());
+    }
+    client.query("alter table outdated_kept add b text");
+    // Sent once more itself; of the next one a copy stays with the server.
+    client.exchange(&[run("renewed"), sync()].concat());
+    client.exchange(&[run("theirs"), sync()].concat());
+    // The end of this one looks the same. Its beginning has run, so it cannot be sent again.
+    let insert = [parse("", "insert into outdated_kept (a) values (2)"), bind("", "", &[]), execute("", 0)].concat();
+    let answer = other.exchange(&[insert, run("mine"), sync()].concat());
+    assert_eq!((tags(&answer).as_str(), answer[3].code()), ("12CEZ", "0A000".into()), "{answer:?}");
+    assert_eq!(other.value("select count(*) from outdated_kept"), "1");
+}

@@ -23,6 +23,7 @@ use crate::sql::{Analysis, Command, Effects};
 use crate::wire::{FrameError, Report, TxStatus};
 use pipeline::{Copy, Pipeline};
 use prepared::{ClientPrepared, ServerPrepared, StatementInterner};
+use repeat::Kept;
 use settings::{Settings, SettingsInterner};
 use std::sync::Arc;
 
@@ -226,7 +227,7 @@ pub struct ServerSide {
     /// The role that logged in.
     login_user: Box<str>,
     /// The batch that was sent last, from its first use of a statement on, should it have to be sent once more.
-    kept: Vec<u8>,
+    kept: Kept,
     body: Option<Body>,
     /// How many prepared statements it may hold.
     prepared_limit: usize,
@@ -434,7 +435,7 @@ impl ServerSide {
             listens: false,
             user: 0,
             sequences_of_another: false,
-            kept: Vec::new(),
+            kept: Kept::default(),
             body: None,
             prepared_limit,
             parses: 0,

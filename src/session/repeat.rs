@@ -25,6 +25,14 @@ pub(super) struct Again {
     bytes: Vec<u8>,
 }
 
+/// A copy of what a client has sent, in case it has to be sent once more.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    bytes: Vec<u8>,
+    /// The client, and the number of its batch. The bytes of any other are nobody's business: they may look the same.
+    of: (u64, u32),
+}
+
 impl Session {
     /// Whether nothing of the batch has been run, so that it could be sent once more.
     #[inline]
@@ -36,9 +44,10 @@ impl Session {
     /// The first use of a statement in its batch is on its way: `input` begins with it.
     #[inline]
     pub(super) fn keep(&mut self, input: &[u8], server: &mut ServerSide) {
-        server.kept.clear();
+        server.kept.bytes.clear();
+        server.kept.of = (self.id, self.batch);
         if input.len() <= MOST && !self.repeated {
-            server.kept.extend_from_slice(input);
+            server.kept.bytes.extend_from_slice(input);
         }
         self.repeated = false;
         self.answered_batch = None;
@@ -52,7 +61,11 @@ impl Session {
         if !idle || self.body.is_some() || self.skipping || server.pipeline.copy != Copy::None {
             return false;
         }
-        let Some(describes) = describes(&server.kept, server.pipeline.owed.iter()) else { return false };
+        // With its Sync, which is owed, the client has begun its next batch.
+        if server.kept.of != (self.id, self.batch.wrapping_sub(1)) {
+            return false;
+        }
+        let Some(describes) = describes(&server.kept.bytes, server.pipeline.owed.iter()) else { return false };
         if !describes && (self.describes_portals || self.prepared.is_described(&name)) {
             return false;
         }
@@ -60,7 +73,7 @@ impl Session {
         self.parameters_told = server.pipeline.owed.front().is_some_and(|front| front.kind == Kind::DescribeStatement);
         server.pipeline.owed.clear();
         server.pipeline.push(Owed::swallow(Kind::Sync));
-        self.again = Some(Box::new(Again { name, bytes: std::mem::take(&mut server.kept) }));
+        self.again = Some(Box::new(Again { name, bytes: std::mem::take(&mut server.kept.bytes) }));
         true
     }
 
