@@ -127,6 +127,52 @@ fn in_statement_mode_every_statement_is_alone_and_transactions_are_refused() {
 }
 
 #[test]
+fn who_has_defined_objects_gets_its_own_connection_back_and_strangers_get_another() {
+    let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "3", "--workers", "1"]);
+    let ends = |pid: &str| {
+        let mut direct = Client::new(shared().port());
+        wait_until("its server has ended", || {
+            direct.value(&format!("select count(*) from pg_stat_activity where pid = {pid}")) == "0"
+        });
+    };
+    let mut definer = Client::new(ambassador.port);
+    definer.query("create or replace function pooling_defined() returns int language sql as 'select 1'");
+    let its = definer.value(PID);
+    // It is idle, and was used last.
+    let mut stranger = Client::new(ambassador.port);
+    let other = stranger.value(PID);
+    assert_ne!(other, its);
+    for _ in 0..3 {
+        assert_eq!((stranger.value(PID), definer.value(PID)), (other.clone(), its.clone()));
+    }
+    // Where there is no room any more, any will do.
+    stranger.query("begin; select 1");
+    let mut second = Client::new(ambassador.port);
+    second.query("begin; select 1");
+    let mut third = Client::new(ambassador.port);
+    assert_eq!(third.value(PID), its);
+    second.query("commit");
+    // It goes with its client, which may have another one at the time.
+    definer.send(&message(b'X', b""));
+    ends(&its);
+    stranger.query("commit");
+    assert_eq!(stranger.value(PID), second.value(PID), "the one that was used last is used next");
+
+    // The same for one that leaves while it has it, and while it is at work there.
+    for leave in ["begin; alter function pooling_defined() stable", "alter function pooling_defined() volatile"] {
+        let mut definer = Client::new(ambassador.port);
+        definer.query("alter function pooling_defined() immutable");
+        let its = definer.value(PID);
+        definer.query(leave);
+        if leave.starts_with("begin") {
+            definer.send(&query("select pg_sleep(0.05)"));
+        }
+        drop(definer);
+        ends(&its);
+    }
+}
+
+#[test]
 fn f31_under_many_clients_postgresql_never_sees_more_backends_than_the_pool_has() {
     const POOL: usize = 5;
     let url = database("pooling_many");

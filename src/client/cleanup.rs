@@ -22,13 +22,16 @@ pub(super) fn after_client(lease: Lease, session: Session, mode: PoolMode, left:
         return;
     }
     let dirty = mode == PoolMode::Session || lease.side.may_hold_state();
-    let worn = mode == PoolMode::Transaction && lease.side.worn_by() == session.id();
-    if lease.side.is_spoilt() || (worn && lease.side.is_free()) {
+    // Nobody else is to meet what it has left in the server's process. In session mode the reset has to do.
+    let worn = mode != PoolMode::Session && lease.side.worn_by() == session.id();
+    if lease.side.is_spoilt() {
         lease.close();
         return;
     }
     if lease.side.is_free() && lease.input.is_empty() {
-        if dirty {
+        if worn {
+            lease.close();
+        } else if dirty {
             lease.reset_and_finish(limits.reset);
         } else {
             lease.finish(now);
@@ -38,7 +41,9 @@ pub(super) fn after_client(lease: Lease, session: Session, mode: PoolMode, left:
     let (grace, reset) = (if left { limits.abandoned } else { Duration::ZERO }, limits.reset);
     tokio::spawn(async move {
         if let Some(lease) = settle(lease, session, grace).await {
-            if dirty || lease.side.tx() != TxStatus::Idle {
+            if worn {
+                lease.close();
+            } else if dirty || lease.side.tx() != TxStatus::Idle {
                 lease.reset_and_finish(reset);
             } else {
                 lease.finish(Instant::now());

@@ -1020,16 +1020,12 @@ impl Relay {
             };
             self.stats().add(&totals);
         }
+        // Be it that it has another one now.
+        if let Some(pool) = self.upstream.pools.primary().filter(|_| self.session.mode() != PoolMode::Session) {
+            pool.retire(self.wish, self.listed.entry.id);
+        }
         let mid_frame = match std::mem::replace(&mut self.server, Server::None) {
-            Server::None | Server::Waiting(_) => {
-                if self.wish.last != 0
-                    && self.session.mode() == PoolMode::Transaction
-                    && let Some(pool) = self.upstream.pools.primary()
-                {
-                    pool.retire(self.wish, self.listed.entry.id);
-                }
-                false
-            }
+            Server::None | Server::Waiting(_) => false,
             Server::Leased(lease) => {
                 if !self.pins.is_none() {
                     lease.pool().is_kept_no_more(self.listed.entry.id);

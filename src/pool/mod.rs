@@ -451,12 +451,12 @@ impl Pool {
     }
 
     /// A client leaves that has left traces on this connection: if it is idle, it ends.
-    pub fn retire(&self, wish: Wish, client: u64) {
+    pub fn retire(self: &Arc<Self>, wish: Wish, client: u64) {
         if wish.last != 0
             && let Some(server) = self.queue.take(wish.last)
         {
             if server.side.worn_by() == client {
-                server.close();
+                Lease { server, pool: Arc::clone(self) }.close();
             } else {
                 self.queue.put(server);
             }
@@ -708,7 +708,7 @@ impl Pool {
     }
 
     /// Gives seats that nobody has to those who wait.
-    pub(self) fn seat_those_in_line(&self) {
+    fn seat_those_in_line(&self) {
         self.queue.seat_those_in_line(|| self.free_seat());
     }
 

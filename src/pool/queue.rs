@@ -237,3 +237,60 @@ impl Drop for Waiting {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::seat::Seats;
+    use super::*;
+    use deadpool::managed;
+    use std::sync::Weak;
+
+    fn seats(count: usize) -> impl Fn() -> Option<Seat> {
+        let seats = managed::Pool::builder(Seats).max_size(count).build().unwrap();
+        move || Seat::free(&seats, Weak::new())
+    }
+
+    fn poll(waiting: &mut Waiting) -> Option<Place> {
+        match waiting.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(place) => Some(place),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn who_waits_is_served_in_the_order_of_arrival_and_who_comes_later_waits_behind() {
+        let (queue, free) = (Arc::new(Queue::default()), seats(1));
+        let taken = queue.enter(Wish::NONE, |_| free()).unwrap();
+        let [mut first, mut second] = [(); 2].map(|()| queue.enter(Wish::NONE, |_| free()).unwrap_err());
+        assert!(poll(&mut first).is_none() && poll(&mut second).is_none());
+        drop(taken);
+        // There is a seat now, but not for this one.
+        let mut third = queue.enter(Wish::NONE, |_| free()).unwrap_err();
+        queue.seat_those_in_line(&free);
+        assert!(poll(&mut third).is_none() && poll(&mut second).is_none());
+        assert!(poll(&mut first).is_some());
+        queue.seat_those_in_line(&free);
+        assert!(poll(&mut second).is_some());
+        drop(third);
+        assert!(!queue.has_line());
+    }
+
+    #[test]
+    fn who_leaves_is_not_served_and_takes_nothing_along() {
+        let (queue, free) = (Arc::new(Queue::default()), seats(1));
+        let taken = queue.enter(Wish::NONE, |_| free()).unwrap();
+        let [first, mut second] = [(); 2].map(|()| queue.enter(Wish::NONE, |_| free()).unwrap_err());
+        drop(first);
+        drop(taken);
+        queue.seat_those_in_line(&free);
+        let got = poll(&mut second);
+        assert!(got.is_some() && free().is_none());
+        // One that has been served and has not looked yet.
+        let third = queue.enter(Wish::NONE, |_| free()).unwrap_err();
+        drop(got);
+        queue.seat_those_in_line(&free);
+        assert!(free().is_none(), "it has the seat");
+        drop(third);
+        assert!(free().is_some() && !queue.has_line());
+    }
+}
