@@ -26,6 +26,8 @@ use tokio::time::timeout;
 
 /// How close probes of a node may follow each other when somebody waits all the time.
 const CLOSEST: Duration = Duration::from_millis(5);
+/// The same for logins at one that gave no answer: however many wait for it, it is not to be flooded with them.
+const CLOSEST_LOGINS: Duration = Duration::from_millis(100);
 /// While nobody needs to know, nodes are asked this many times less often.
 const IDLE_FACTOR: u32 = 10;
 /// Who needed to know so long ago may need to again.
@@ -358,27 +360,35 @@ impl Shared {
         let mut link = None;
         loop {
             let began = Instant::now();
-            self.ask(at, &mut link).await;
+            let closest = self.ask(at, &mut link).await;
             let pause = self.pause(at);
             tokio::select! {
                 () = tokio::time::sleep_until((began + pause).into()) => {}
-                () = self.kicks[at].notified() => tokio::time::sleep_until((began + CLOSEST).into()).await,
+                () = self.kicks[at].notified() => tokio::time::sleep_until((began + closest).into()).await,
             }
         }
     }
 
-    async fn ask(&self, at: usize, link: &mut Option<Link>) {
+    /// Asks a node once; gives how soon it may be asked again.
+    async fn ask(&self, at: usize, link: &mut Option<Link>) -> Duration {
         let Habits { timeout: limit, .. } = *lock(&self.habits);
         let mut connected = match link.take() {
             Some(link) => link,
             None => match timeout(LOGIN_FACTOR * limit, self.connect(at)).await {
                 Ok(Ok(Some(link))) => link,
                 // Nobody has a login to lend.
-                Ok(Ok(None)) => return,
-                Ok(Err(trouble)) => return self.failed(at, trouble),
-                Err(_) => return self.failed(at, Trouble::Silent(LOGIN_FACTOR * limit)),
+                Ok(Ok(None)) => return CLOSEST,
+                Ok(Err(trouble)) => {
+                    self.failed(at, trouble);
+                    return CLOSEST_LOGINS;
+                }
+                Err(_) => {
+                    self.failed(at, Trouble::Silent(LOGIN_FACTOR * limit));
+                    return CLOSEST_LOGINS;
+                }
             },
         };
+        let worked = connected.proven;
         let sent = self.ticks.draw();
         let trouble = match timeout(limit, connected.ask()).await {
             Ok(Ok(answer)) => {
@@ -389,7 +399,7 @@ impl Shared {
                 survey.answered(at, probe, &answer, now);
                 self.publish(&mut survey);
                 *link = Some(connected);
-                return;
+                return CLOSEST;
             }
             Ok(Err(NoAnswer::Broken(error))) => Trouble::Lost(error.to_string().into()),
             Ok(Err(NoAnswer::Odd(what))) => {
@@ -399,8 +409,12 @@ impl Shared {
             Err(_) => Trouble::Silent(limit),
         };
         self.failed(at, trouble);
+        if !worked {
+            return CLOSEST_LOGINS;
+        }
         // It may just have been this connection.
         self.kicks[at].notify_one();
+        CLOSEST
     }
 
     fn failed(&self, at: usize, trouble: Trouble) {
