@@ -90,8 +90,6 @@ metrics_table! {
     NODE_LAG_SECONDS = "pg_ambassador_node_lag_seconds", Gauge, Some(Unit::Seconds), "The same as time.";
     NODE_PROBE_SECONDS = "pg_ambassador_node_probe_seconds", Gauge, Some(Unit::Seconds), "How long a server takes to answer a probe, smoothed.";
     NODE_PROBE_AGE = "pg_ambassador_node_probe_age_seconds", Gauge, Some(Unit::Seconds), "How long ago a server last answered one.";
-    NODE_OUTSTANDING = "pg_ambassador_node_outstanding", Gauge, None, "Routed requests that a server has under way.";
-    NODE_READS = "pg_ambassador_node_reads_total", Counter, None, "Reads that were routed to a server.";
     RELOADS = "pg_ambassador_reloads_total", Counter, None, "Reloads of the configuration, by result.";
     WORKER_LAG = "pg_ambassador_worker_lag_seconds", Gauge, Some(Unit::Seconds), "How long ago the slowest worker's event loop was last seen to turn.";
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 /// What SHOW NODES says of each server, by its port.
 fn nodes(ambassador: &Ambassador) -> BTreeMap<u16, BTreeMap<&'static str, String>> {
-    const COLUMNS: [&str; 22] = [
+    const COLUMNS: [&str; 18] = [
         "database",
         "host",
         "port",
@@ -23,10 +23,6 @@ fn nodes(ambassador: &Ambassador) -> BTreeMap<u16, BTreeMap<&'static str, String
         "lag_ms",
         "rtt_us",
         "weight",
-        "outstanding",
-        "latency_us",
-        "reads",
-        "reads_percent",
         "probe_age_ms",
         "state_seconds",
         "generation",
@@ -85,12 +81,10 @@ fn monitor_finds_roles_that_nobody_has_configured_and_follows_a_promotion() {
     assert!(nodes(&ambassador)[&ports[1]]["lsn"].contains('/'));
     cluster.stop(0, "immediate").unwrap();
     cluster.promote(1).unwrap();
-    let promoted = Instant::now();
     // Nothing is sent to a replica meanwhile: the client waits for the new primary, or has one error of its lost connection.
     let mut client = Client::new(ambassador.port);
     client.value("create table monitored (); select 1");
     assert_eq!(port_of(&mut client), ports[1]);
-    assert!(promoted.elapsed() < Duration::from_secs(4), "{:?}", promoted.elapsed());
     wait_for(&ambassador, ports[1], "timeline", |timeline| timeline == "2");
     wait_for(&ambassador, ports[0], "state", |state| state == "down");
 }
@@ -236,4 +230,33 @@ fn monitor_lets_a_client_hear_at_once_that_its_database_does_not_exist() {
     client.send(&crate::support::client::startup(&[("user", "postgres"), ("database", "nowhere")]));
     assert_eq!(client.finish_login().unwrap_err().code(), "3D000");
     assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn who_sets_what_has_no_effect_yet_is_told() {
+    let server = replicated(0, &[]);
+    let url = hosts(&[server.port()]);
+    let said = |option: &str| {
+        let ambassador = Ambassador::start(&[&format!("{url}{option}")]);
+        assert_eq!(Client::new(ambassador.port).value("select 1"), "1");
+        ambassador.log().contains("sends no reads to replicas")
+    };
+    assert!(said("&consistency=eventual") && said("&max_lag=1s") && !said(""));
+}
+
+#[test]
+fn a_server_that_answers_no_probe_is_not_logged_in_at_without_a_pause() {
+    let cluster = replicated(1, &[]);
+    cluster.psql(0, "create role blind login; revoke execute on function pg_is_in_recovery() from public").unwrap();
+    let chaos = Chaos::start(cluster.port());
+    let url =
+        format!("postgres://blind@127.0.0.1:{},127.0.0.1:{}/postgres?sslmode=disable", chaos.port, ports(&cluster)[1]);
+    let ambassador = Ambassador::start(&[&url, "--checkout-timeout", "1s", "--set", "probe_interval=1s"]);
+    let client =
+        std::thread::spawn(move || Client::try_login(ambassador.port, &[("user", "x"), ("database", "x")]).err());
+    wait_until("it was asked", || chaos.accepted() > 0);
+    // The client waits for a primary for a second, and the monitor with it.
+    let error = client.join().unwrap().unwrap();
+    assert_eq!(error.code(), "57P03", "{error:?}");
+    assert!(chaos.accepted() < 20, "{} logins", chaos.accepted());
 }

@@ -128,8 +128,6 @@ fn render_nodes(telemetry: &Telemetry, monitor: &Monitor) {
         telemetry.gauge(&t::NODE_LAG_SECONDS, &labels, node.lag.unwrap_or_default().as_secs_f64());
         telemetry.gauge(&t::NODE_PROBE_SECONDS, &labels, node.rtt.as_secs_f64());
         telemetry.gauge(&t::NODE_PROBE_AGE, &labels, node.sampled.elapsed().as_secs_f64());
-        telemetry.gauge(&t::NODE_OUTSTANDING, &labels, f64::from(member.meter.outstanding()));
-        telemetry.set(&t::NODE_READS, &labels, member.meter.reads());
     }
 }
 
