@@ -1,7 +1,8 @@
 //! LISTEN and NOTIFY in transaction mode: nobody keeps a server for it, and nothing is lost.
 
 use crate::support::client::{Message, bind, execute, message, parse, query, sync};
-use crate::support::{Ambassador, Client, shared, url, wait_until};
+use crate::support::{Ambassador, Chaos, Client, Rule, Way, shared, url, wait_until};
+use std::time::Duration;
 
 fn database(name: &str) -> String {
     let mut direct = Client::new(shared().port());
@@ -287,4 +288,23 @@ fn what_was_sent_in_the_transaction_that_listens_is_heard_before_its_commit_is_a
         });
         assert_eq!(found, expected, "round {round}");
     }
+}
+
+#[test]
+fn what_is_asked_while_an_answer_waits_for_notifications_is_answered_behind_it() {
+    let chaos = Chaos::start(shared().port());
+    let url = format!("postgres://127.0.0.1:{}/?sslmode=disable", chaos.port);
+    let ambassador = Ambassador::start(&[&url, "--pool-size", "1"]);
+    let mut client = login(ambassador.port, &database("notify_pipelined"));
+    client.query("listen here");
+    // The server is asked what the block has left, and the answer takes a while. Until then its end has to wait.
+    chaos.set(Way::ToClient, Rule { latency: Duration::from_millis(300), ..Rule::default() });
+    let block = query("do $$ begin notify here, 'from a block'; end $$");
+    let before = chaos.passed(Way::ToServer);
+    client.send(&block);
+    wait_until("the question is on its way", || chaos.passed(Way::ToServer) > before + block.len());
+    client.send(&query("select 1"));
+    let tags = |messages: &[Message]| messages.iter().map(|m| char::from(m.tag)).collect::<String>();
+    assert_eq!(tags(&client.read_until(b"Z").unwrap()), "CAZ");
+    assert_eq!(tags(&client.read_until(b"Z").unwrap()), "TDCZ");
 }

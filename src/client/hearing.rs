@@ -65,6 +65,7 @@ impl Relay {
             // No listener was to be had.
             if self.session.holds_ready() {
                 self.session.release_ready(&mut self.output);
+                self.unhandled = !self.input.is_empty();
             }
             return;
         };

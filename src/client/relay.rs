@@ -691,7 +691,8 @@ impl Relay {
 
     /// Handles what the client sent before and could not be handled then, or reads more.
     fn client_input(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {
-        let hears = self.hearing.as_ref().is_some_and(|hearing| hearing.is_waiting());
+        // What comes behind an answer that is held back is answered behind it.
+        let hears = self.session.holds_ready() || self.hearing.as_ref().is_some_and(|hearing| hearing.is_waiting());
         let queued = matches!(self.server, Server::Waiting(_)) || self.quiet || hears;
         let again = self.unhandled && !queued;
         if queued && self.input.len() >= QUEUED_INPUT {

@@ -94,6 +94,7 @@ impl Session {
         }
         let Some(channels) = &mut self.channels else { return false };
         let listens = !(channels.listening.is_empty() && channels.tentative.is_empty());
+        debug_assert!(!self.held_ready, "nothing is asked behind an answer that is held back");
         self.held_ready = std::mem::take(&mut channels.notified) && listens;
         self.held_ready
     }
