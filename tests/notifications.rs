@@ -308,3 +308,33 @@ fn what_is_asked_while_an_answer_waits_for_notifications_is_answered_behind_it()
     assert_eq!(tags(&client.read_until(b"Z").unwrap()), "CAZ");
     assert_eq!(tags(&client.read_until(b"Z").unwrap()), "TDCZ");
 }
+
+#[test]
+fn an_unlisten_in_a_text_that_fails_ends_nothing() {
+    let ambassador = ambassador(2);
+    let mut client = login(ambassador.port, &database("notify_failed_unlisten"));
+    let batch = |text: &str| [parse("", text), bind("", "", &[]), execute("", 0)].concat();
+    for failing in [
+        query("select 1/0; unlisten here"),
+        query("unlisten here; select 1/0"),
+        query("rollback to nowhere; unlisten *"),
+        [batch("unlisten here"), batch("select 1/0"), sync()].concat(),
+        [query("begin; unlisten here; select 1/0"), query("rollback")].concat(),
+    ] {
+        client.query("listen here");
+        client.send(&failing);
+        let ends = if failing.ends_with(b"rollback\0") { 2 } else { 1 };
+        (0..ends).for_each(|_| drop(client.read_until(b"Z").unwrap()));
+        client.heard.clear();
+        client.query("notify here, 'still'");
+        assert_eq!(client.heard, [("here".into(), "still".into())], "{}", String::from_utf8_lossy(&failing));
+    }
+    // One that is committed does.
+    for done in ["select 1; unlisten here", "begin; unlisten *; commit"] {
+        client.query("listen here");
+        client.query(done);
+        client.heard.clear();
+        client.query("notify here, 'nobody'");
+        assert!(client.heard.is_empty(), "{done}: {:?}", client.heard);
+    }
+}

@@ -9,7 +9,7 @@
 //! UNLISTEN means nothing to a server that does not listen. So behind it a channel of ours is listened to there, in the
 //! same transaction: if that is found when the server is asked, the UNLISTEN was committed as well.
 
-use super::pipeline::{Kind, Owed};
+use super::pipeline::{Fate, Kind, Note, Owed};
 use super::{Outbound, PoolMode, ServerSide, Session};
 use crate::sql::{self, Effects};
 use crate::wire::{frontend, reply};
@@ -24,6 +24,15 @@ const MARK: &[u8] = b"ambassador:unlisten:";
 /// UNLISTENs of one transaction that are told apart. Whoever does more stops listening to nothing: more is heard, not less.
 const MAX_MARKS: usize = 256;
 
+/// What an UNLISTEN is about.
+#[derive(Debug)]
+enum Unlistened {
+    One(Name),
+    All,
+    /// It was rolled back.
+    Nothing,
+}
+
 /// What a client that has ever listened listens to.
 #[derive(Debug, Default)]
 pub(super) struct Channels {
@@ -35,8 +44,8 @@ pub(super) struct Channels {
     wanted: Vec<Name>,
     /// What cannot be heard: the server has to tell the client itself.
     deaf: BTreeSet<Name>,
-    /// UNLISTENs since the server was last asked: of one channel, or of all.
-    unlistened: Vec<Option<Name>>,
+    /// UNLISTENs since the server was last asked.
+    unlistened: Vec<Unlistened>,
     /// What is not to be heard any more.
     dropped: Vec<Name>,
     /// The client has sent a notification, and may be its own listener.
@@ -130,8 +139,8 @@ impl Session {
         for said in sql::channels(frontend::query(text), self.standard_strings) {
             let unlistened = match said {
                 sql::Channel::Listen(_) => continue,
-                sql::Channel::Unlisten(name) => Some(name),
-                sql::Channel::UnlistenAll => None,
+                sql::Channel::Unlisten(name) => Unlistened::One(name),
+                sql::Channel::UnlistenAll => Unlistened::All,
             };
             if channels.unlistened.len() < MAX_MARKS {
                 channels.unlistened.push(unlistened);
@@ -148,11 +157,25 @@ impl Session {
         for number in first..channels.unlistened.len() {
             let text = format!("LISTEN \"{}{number}\"", String::from_utf8_lossy(MARK));
             reply::query(to_server.edit(), &text);
-            server.pipeline.push(Owed::behind(Kind::Query { commits: false }));
+            server.pipeline.push(Owed::behind(Kind::Query { commits: false }).with(Note::Mark(number)));
         }
         // A simple query drops the unnamed statement.
         if count > 0 && server.unnamed.is_some() {
             server.unnamed = Some(super::server_frames::NOBODY);
+        }
+    }
+
+    /// What is answered now has failed outside of a transaction block, and was rolled back as a whole. Its marks come in a
+    /// message of their own, and are committed all the same.
+    #[cold]
+    pub(super) fn void_marks(&mut self, server: &ServerSide) {
+        let Some(channels) = &mut self.channels else { return };
+        for owed in server.pipeline.owed.iter().skip(1).take_while(|owed| owed.fate == Fate::Behind) {
+            if let Some(Note::Mark(number)) = owed.note.as_deref()
+                && let Some(unlistened) = channels.unlistened.get_mut(*number)
+            {
+                *unlistened = Unlistened::Nothing;
+            }
         }
     }
 
@@ -195,13 +218,14 @@ impl Session {
         committed.sort_unstable();
         for unlistened in committed.into_iter().filter_map(|at| channels.unlistened.get(at)) {
             match unlistened {
-                Some(name) => {
+                Unlistened::Nothing => {}
+                Unlistened::One(name) => {
                     if channels.listening.remove(name) {
                         channels.dropped.push(name.clone());
                     }
                     channels.deaf.remove(name);
                 }
-                None => {
+                Unlistened::All => {
                     channels.dropped.extend(std::mem::take(&mut channels.listening));
                     channels.deaf.clear();
                 }

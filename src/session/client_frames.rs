@@ -1048,6 +1048,7 @@ impl Session {
                 | Note::OwnGone(_)
                 | Note::Begun
                 | Note::Asked
+                | Note::Mark(_)
                 | Note::Reply(_) => {}
             }
             return;

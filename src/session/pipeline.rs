@@ -55,6 +55,8 @@ pub(super) enum Note {
     Parsed { name: Option<Arc<[u8]>>, statement: Arc<Statement>, sent: Option<Operation> },
     /// Parse of the unnamed statement, and what there was before: the client's, and whose the server's was.
     Unnamed { client: Option<Box<Unnamed>>, server: Option<u64> },
+    /// Shows whether this one of the client's UNLISTENs is committed.
+    Mark(usize),
     /// A message of ours that makes the server's unnamed statement the client's, or none if the client has none.
     UnnamedMade,
     /// A Close of ours: the server holds this statement no more.
@@ -135,6 +137,8 @@ pub(super) struct Pipeline {
     pub(super) batch_open: bool,
     /// An extended-protocol message failed: the server skips everything until Sync.
     pub(super) skipping: bool,
+    /// Something of the client's has failed since the last ReadyForQuery.
+    pub(super) failed: bool,
     /// The replies can no longer be counted. The server stays with this client and is closed behind it.
     pub(super) ambiguous: bool,
 }
@@ -147,6 +151,7 @@ impl Pipeline {
             copy: Copy::None,
             batch_open: false,
             skipping: false,
+            failed: false,
             ambiguous: false,
         }
     }

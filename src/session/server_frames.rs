@@ -4,7 +4,7 @@ use super::pipeline::{Copy, Fate, Kind, Note, Owed, Pipeline};
 use super::prepared::PREFIX;
 use super::{Body, Next, Outbound, ServerSide, Session, Taken, Violation, WHOLE_FRAME};
 use crate::wire::frame::{self, Frame, FrameError, HEADER};
-use crate::wire::{BackendTag, SqlState, backend, reply};
+use crate::wire::{BackendTag, SqlState, TxStatus, backend, reply};
 
 /// An unnamed statement of nobody: one that must be replaced before it is used.
 pub(super) const NOBODY: u64 = u64::MAX;
@@ -135,6 +135,9 @@ impl Session {
                 server.pipeline.tx = status;
                 server.pipeline.copy = Copy::None;
                 if pass {
+                    if std::mem::take(&mut server.pipeline.failed) && status == TxStatus::Idle {
+                        self.void_marks(server);
+                    }
                     self.tx = status;
                     self.completed += 1;
                     if self.channels.is_some() && server.pipeline.owes_client_only_this() && self.hold_ready() {
@@ -205,7 +208,7 @@ impl Session {
             Note::Reply(bytes) => to_client.edit().extend(bytes),
             Note::OwnMade(own) => server.prepared.own |= own.bit(),
             Note::OwnGone(own) => server.prepared.own &= !own.bit(),
-            Note::Begun => {}
+            Note::Begun | Note::Mark(_) => {}
             Note::Asked => {
                 if let Some(findings) = &mut server.findings {
                     findings.complete();
@@ -251,7 +254,7 @@ impl Session {
             Note::Dropped { statement, sent } => server.prepared.settle(statement.id, sent, false),
             Note::Closed { name } => self.prepared.undo(&name),
             Note::OwnMade(own) => server.prepared.own &= !own.bit(),
-            Note::Reply(_) | Note::OwnGone(_) | Note::Begun | Note::Asked => {}
+            Note::Reply(_) | Note::OwnGone(_) | Note::Begun | Note::Asked | Note::Mark(_) => {}
         }
     }
 
@@ -270,6 +273,7 @@ impl Session {
             | Note::OwnGone(_)
             | Note::Begun
             | Note::Asked
+            | Note::Mark(_)
             | Note::Reply(_) => {}
         }
     }
@@ -367,6 +371,7 @@ impl Session {
             Some(renamed) => reply::message(to_client.edit(), BackendTag::Error, |out| out.extend(renamed)),
             None => forward(cut, true, server, to_client),
         }
+        server.pipeline.failed = true;
         if let Copy::In { stray_syncs, .. } = server.pipeline.copy {
             server.pipeline.ambiguous |= stray_syncs > 0;
         }
