@@ -338,3 +338,27 @@ fn an_unlisten_in_a_text_that_fails_ends_nothing() {
         assert!(client.heard.is_empty(), "{done}: {:?}", client.heard);
     }
 }
+
+#[test]
+fn who_notifies_itself_hears_it_before_it_is_told_of_changed_parameters() {
+    let ambassador = ambassador(2);
+    // One must not hear the other.
+    let mut direct = login(shared().port(), &database("notify_reported_direct"));
+    let mut through = login(ambassador.port, &database("notify_reported"));
+    for text in [
+        "listen here",
+        "notify here, 'a'; set timezone = 'Asia/Tokyo'",
+        "begin; set datestyle = 'German'; notify here; commit",
+        "set timezone = 'UTC'",
+        "begin; set timezone = 'Asia/Seoul'; notify here; rollback",
+        "unlisten *; notify here; set timezone = 'Asia/Seoul'",
+    ] {
+        let told = |client: &mut Client| -> Vec<(char, String)> {
+            let answer = client.exchange(&query(text));
+            // Whose backend has notified differs.
+            let body = |m: &Message| String::from_utf8_lossy(&m.body[if m.tag == b'A' { 4 } else { 0 }..]).into_owned();
+            answer.iter().map(|m| (char::from(m.tag), body(m))).collect()
+        };
+        assert_eq!(told(&mut through), told(&mut direct), "{text}");
+    }
+}

@@ -50,6 +50,8 @@ pub(super) struct Channels {
     dropped: Vec<Name>,
     /// The client has sent a notification, and may be its own listener.
     notified: bool,
+    /// ParameterStatus messages that PostgreSQL would send between the notifications and ReadyForQuery.
+    reported: Vec<u8>,
 }
 
 impl Session {
@@ -92,8 +94,24 @@ impl Session {
     /// Nothing keeps the answer back any more.
     pub fn release_ready(&mut self, to_client: &mut Vec<u8>) {
         if std::mem::take(&mut self.held_ready) {
+            to_client.append(&mut self.take_reported());
             reply::ready(to_client, self.tx);
         }
+    }
+
+    /// Keeps a ParameterStatus message until it is known whether notifications come before it. False if none can.
+    pub(super) fn keeps_reported(&mut self, message: &[u8]) -> bool {
+        let Some(channels) = self.channels.as_mut().filter(|channels| channels.notified) else { return false };
+        if channels.listening.is_empty() && channels.tentative.is_empty() {
+            return false;
+        }
+        channels.reported.extend_from_slice(message);
+        true
+    }
+
+    /// What was kept of them.
+    pub(super) fn take_reported(&mut self) -> Vec<u8> {
+        self.channels.as_mut().map(|channels| std::mem::take(&mut channels.reported)).unwrap_or_default()
     }
 
     /// A ReadyForQuery is about to be passed: whether it has to wait.

@@ -23,6 +23,9 @@ impl Session {
         if mid_frame || self.is_mid_frame() || server.pipeline.ambiguous {
             return ServerLoss::Broken;
         }
+        if !self.holds_ready() {
+            to_client.append(&mut self.take_reported());
+        }
         // The client may be in one that has begun on the server only with what it was sent last.
         let was_open = server.pipeline.tx.is_open() || self.tx.is_open();
         let Pipeline { owed, batch_open, skipping, .. } = std::mem::replace(&mut server.pipeline, Pipeline::new());

@@ -140,10 +140,16 @@ impl Session {
                     }
                     self.tx = status;
                     self.completed += 1;
-                    if self.channels.is_some() && server.pipeline.owes_client_only_this() && self.hold_ready() {
-                        forward(cut, false, server, to_client);
-                        self.pop_answered(server, to_client);
-                        return Ok(());
+                    if self.channels.is_some() {
+                        if server.pipeline.owes_client_only_this() && self.hold_ready() {
+                            forward(cut, false, server, to_client);
+                            self.pop_answered(server, to_client);
+                            return Ok(());
+                        }
+                        let mut reported = self.take_reported();
+                        if !reported.is_empty() {
+                            to_client.edit().append(&mut reported);
+                        }
                     }
                 }
             }
@@ -305,7 +311,12 @@ impl Session {
         if pass && name == "standard_conforming_strings" {
             self.standard_strings = value != "off";
         }
-        forward(cut, pass, server, to_client);
+        let mut message = Vec::new();
+        if pass && self.channels.is_some() {
+            reply::parameter_status(&mut message, name, value);
+        }
+        let kept = !message.is_empty() && self.keeps_reported(&message);
+        forward(cut, pass && !kept, server, to_client);
         Ok(())
     }
 
