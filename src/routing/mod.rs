@@ -7,11 +7,15 @@ pub mod balance;
 pub mod catalogue;
 pub mod causal;
 pub mod lsn;
+pub mod reason;
 pub mod survey;
 pub mod topology;
+pub mod verdict;
 
-pub use balance::{Choice, Fallback, Load, Policy, choose};
+pub use balance::{Choice, Fallback, Load, Policy, WhyPrimary, choose};
 pub use catalogue::Catalogue;
 pub use causal::{Causal, Consistency, Fresh, NotFresh};
 pub use lsn::Lsn;
+pub use reason::{Destination, Reason};
 pub use topology::{Moment, NodeId, NodeView, Role, State, Tick, Topology, Trouble};
+pub use verdict::Verdict;

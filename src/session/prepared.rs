@@ -33,6 +33,8 @@ pub struct Statement {
     pub(super) reading: Box<[Reading]>,
     /// Some server has parsed it.
     proven: AtomicBool,
+    /// What was found of where it may run; see [`Statement::judged`].
+    judged: AtomicU64,
     /// A server refused it because what it reads has changed since it was parsed.
     outdated: AtomicBool,
 }
@@ -47,6 +49,18 @@ impl Statement {
     /// stand for this one keep it until they meet the server's refusal themselves.
     pub fn retire(&self) {
         self.outdated.store(true, Ordering::Relaxed);
+    }
+
+    /// What was noted of where it may run, by this version of what is known of its database; 0 if nothing was.
+    #[inline]
+    pub fn judged(&self, version: u64) -> u8 {
+        let judged = self.judged.load(Ordering::Relaxed);
+        if judged >> 8 == version { judged.to_le_bytes()[0] } else { 0 }
+    }
+
+    /// Notes where it may run.
+    pub fn note_judged(&self, version: u64, verdict: u8) {
+        self.judged.store((version << 8) | u64::from(verdict), Ordering::Relaxed);
     }
 
     fn is_outdated(&self) -> bool {
@@ -151,6 +165,7 @@ impl StatementInterner {
             parse_key: Arc::clone(key.parse_key),
             reading: reading.into(),
             proven: AtomicBool::new(false),
+            judged: AtomicU64::new(0),
             outdated: AtomicBool::new(false),
         });
         list.retain(|s| s.strong_count() > 0);
@@ -171,6 +186,7 @@ impl StatementInterner {
             parse_key: Arc::from(vec![(Box::from(PREFIX), id.to_string().into_boxed_str())]),
             reading: Box::default(),
             proven: AtomicBool::new(false),
+            judged: AtomicU64::new(0),
             outdated: AtomicBool::new(false),
         })
     }

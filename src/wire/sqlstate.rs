@@ -53,6 +53,8 @@ states! {
     INSUFFICIENT_PRIVILEGE = b"42501";
     /// A syntax error.
     SYNTAX_ERROR = b"42601";
+    /// A deadlock; on a standby also one with the replay.
+    DEADLOCK_DETECTED = b"40P01";
     /// An unknown setting or object.
     UNDEFINED_OBJECT = b"42704";
     /// A prepared statement exists already.
@@ -88,6 +90,11 @@ impl SqlState {
     pub fn parse(code: &[u8]) -> Option<Self> {
         let code: [u8; 5] = code.try_into().ok()?;
         code.iter().all(|c| c.is_ascii_digit() || c.is_ascii_uppercase()).then_some(Self(code))
+    }
+
+    /// Whether it is of this class: its first two characters.
+    pub fn is_of_class(&self, class: &[u8; 2]) -> bool {
+        self.0.starts_with(class)
     }
 
     /// The five characters.
