@@ -10,27 +10,34 @@ pub struct Meter {
     outstanding: AtomicU32,
     latency_us: AtomicU32,
     reads: AtomicU64,
+    spilled: AtomicU32,
 }
 
 /// A request under way. Dropped, it is not any more.
 #[derive(Debug)]
-pub struct Busy(Arc<Meter>);
+pub struct Busy {
+    meter: Arc<Meter>,
+    spilled: bool,
+}
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.outstanding.fetch_sub(1, Ordering::Relaxed);
+        self.meter.outstanding.fetch_sub(1, Ordering::Relaxed);
+        if self.spilled {
+            self.meter.spilled.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
 impl Busy {
     /// A read that was routed there has ended after so long.
     pub fn finish(self, took: Duration) {
-        self.0.reads.fetch_add(1, Ordering::Relaxed);
+        self.meter.reads.fetch_add(1, Ordering::Relaxed);
         let took = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
-        let before = self.0.latency_us.load(Ordering::Relaxed);
+        let before = self.meter.latency_us.load(Ordering::Relaxed);
         // A lost update between two threads is one sample less of many.
         let after = if before == 0 { took } else { before - before / 8 + took / 8 };
-        self.0.latency_us.store(after, Ordering::Relaxed);
+        self.meter.latency_us.store(after, Ordering::Relaxed);
     }
 }
 
@@ -38,7 +45,19 @@ impl Meter {
     /// Counts a request that begins.
     pub fn begin(self: &Arc<Self>) -> Busy {
         self.outstanding.fetch_add(1, Ordering::Relaxed);
-        Busy(Arc::clone(self))
+        Busy { meter: Arc::clone(self), spilled: false }
+    }
+
+    /// Counts a read that begins here because every replica is busy.
+    pub fn begin_spilled(self: &Arc<Self>) -> Busy {
+        self.spilled.fetch_add(1, Ordering::Relaxed);
+        self.outstanding.fetch_add(1, Ordering::Relaxed);
+        Busy { meter: Arc::clone(self), spilled: true }
+    }
+
+    /// Of the requests under way, reads that are here because every replica is busy.
+    pub fn spilled(&self) -> u32 {
+        self.spilled.load(Ordering::Relaxed)
     }
 
     /// Requests under way.

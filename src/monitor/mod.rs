@@ -4,10 +4,12 @@
 //! answer to the next. Whatever comes is put into a [`Survey`], and what that makes of it goes out as one immutable
 //! [`Topology`].
 
+mod knowledge;
 mod login;
 mod meter;
 mod probe;
 
+pub use knowledge::{Facts, Knowledge};
 pub use login::Login;
 pub use meter::{Busy, Meter};
 
@@ -16,6 +18,7 @@ use crate::routing::survey::{Known, Location, Probe, Survey};
 use crate::routing::{Causal, Consistency, Moment, NodeId, State, Tick, Topology, Trouble};
 use crate::server::DialError;
 use probe::{Link, NoAnswer};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -87,6 +90,9 @@ pub struct Member {
 pub struct Monitor {
     shared: Arc<Shared>,
     tasks: Vec<AbortHandle>,
+    runtime: Handle,
+    /// What is known of each database, for as long as somebody needs it.
+    databases: Mutex<HashMap<Box<str>, Weak<Knowledge>>>,
 }
 
 #[derive(Debug)]
@@ -173,7 +179,7 @@ impl Monitor {
         });
         let watch = |at| runtime.spawn(Arc::clone(&shared).watch(at)).abort_handle();
         let tasks = (0..shared.members.len()).map(watch).collect();
-        Arc::new(Self { shared, tasks })
+        Arc::new(Self { shared, tasks, runtime: runtime.clone(), databases: Mutex::default() })
     }
 
     /// Takes over changed labels and habits.
@@ -193,6 +199,25 @@ impl Monitor {
         }
         drop(logins);
         self.shared.kick_all();
+    }
+
+    /// What is known of the functions of a database, and will be for as long as the caller keeps it and its login.
+    /// `allowed` names functions that an operator vouches for.
+    pub fn knowledge(&self, database: &str, login: &Arc<Login>, allowed: &[String]) -> Arc<Knowledge> {
+        let mut databases = lock(&self.databases);
+        databases.retain(|_, known| known.strong_count() > 0);
+        if let Some(known) = databases.get(database).and_then(Weak::upgrade)
+            && known.allowed().iter().map(|name| &**name).eq(allowed.iter().map(String::as_str))
+        {
+            known.lend(login);
+            return known;
+        }
+        let known = Knowledge::new(database, allowed.iter().map(|name| name.as_str().into()).collect());
+        known.lend(login);
+        databases.insert(database.into(), Arc::downgrade(&known));
+        let study = Arc::clone(&self.shared).study(Arc::downgrade(&known));
+        self.runtime.spawn(study);
+        known
     }
 
     /// What is known now.
