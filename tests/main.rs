@@ -24,6 +24,7 @@ mod outdated_statements;
 mod pooling;
 mod prepared_without_a_server;
 mod reads;
+mod routing;
 mod server_loss;
 mod slow;
 mod smoke;

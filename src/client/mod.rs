@@ -8,6 +8,7 @@ pub mod limits;
 pub mod login;
 mod peer;
 mod relay;
+mod route;
 
 pub use cancel::CancelLane;
 pub use entry::{ClientEntry, Clients};

@@ -8,9 +8,10 @@ use super::cleanup;
 use super::entry::{ClientState, Listed, Order};
 use super::hearing::Hearing;
 use super::limits::Limits;
+use super::route::{Go, LOOK_AGAIN, Router};
 use crate::listen::Hubs;
 use crate::net::{Stream, scratch};
-use crate::pool::{Lease, LeaseError, Member, PoolSet, Stats, Wait, Wish};
+use crate::pool::{Lease, LeaseError, Member, Pool, PoolSet, Stats, Wait, Wish};
 use crate::session::{Interners, Next, Outbound, Parting, Pins, PoolMode, ServerLoss, Session, Violation};
 use crate::wire::{FrameError, Report, SqlState, TxStatus};
 use std::future::Future;
@@ -90,6 +91,10 @@ pub(super) struct Relay {
     _member: Member,
     pub(super) upstream: Upstream,
     pub(super) server: Server,
+    /// What its requests are routed by, where there are several servers.
+    pub(super) router: Option<Box<Router>>,
+    /// Its next request goes nowhere, for this reason.
+    refusal: Option<Report>,
     /// What it hears of notifications, if it listens.
     pub(super) hearing: Option<Box<Hearing>>,
     /// Bytes of the client that wait: for the rest of their frame, or for a server.
@@ -98,6 +103,8 @@ pub(super) struct Relay {
     pub(super) output: Vec<u8>,
     /// The client's next frame has to wait until the server owes nothing.
     quiet: bool,
+    /// The client's next request has to wait until the server owes nothing, and may then go to another one.
+    at_fence: bool,
     /// `input` has frames that may be handled now.
     pub(super) unhandled: bool,
     /// Nothing can be read in this turn any more, of the client and of the server: who was asked once and had nothing will
@@ -215,8 +222,11 @@ impl Relay {
         input: Vec<u8>,
     ) -> Self {
         let (listed, member) = places;
+        let router = Router::new(&upstream.pools, session.settings());
         Self {
             stream,
+            router,
+            refusal: None,
             session,
             listed,
             _member: member,
@@ -225,6 +235,7 @@ impl Relay {
             hearing: None,
             output: Vec::new(),
             quiet: false,
+            at_fence: false,
             unhandled: !input.is_empty(),
             input,
             dry: Dry::default(),
@@ -278,6 +289,13 @@ impl Relay {
             self.carry_out(order)?;
         }
         if self.poll_lease(cx)? == Step::Progress {
+            step = Step::Progress;
+        }
+        if self.router.as_ref().is_some_and(|router| router.is_waiting()) && self.poll_route(cx) == Step::Progress {
+            step = Step::Progress;
+        }
+        if let Some(report) = self.refusal.take() {
+            self.refuse(&report)?;
             step = Step::Progress;
         }
         if self.hearing.is_some() && self.poll_hearing(cx)? == Step::Progress {
@@ -552,7 +570,38 @@ impl Relay {
             self.quiet = false;
             self.unhandled = true;
         }
+        if self.router.is_some() && parting != Parting::Ask {
+            self.after_routed(open);
+        }
         Ok(())
+    }
+
+    /// What was routed is answered: what waits for that may go on, or be sent once more.
+    fn after_routed(&mut self, open: bool) {
+        if matches!(&self.server, Server::Leased(lease) if lease.side.is_fenced() && lease.side.is_free()) && !open {
+            // It has left something on a replica that only reads leave nothing on. Nobody stays there.
+            tracing::warn!(client = self.listed.entry.id, pins = %self.pins, "closing a replica's connection after a read");
+            self.drop_server();
+        }
+        if matches!(self.server, Server::None) && self.session.has_taken_back() {
+            self.send_once_more();
+        }
+        if self.at_fence {
+            self.at_fence = false;
+            self.session.pass_fence();
+            self.unhandled = true;
+        }
+    }
+
+    /// A read that was taken back from a replica goes to the primary.
+    fn send_once_more(&mut self) {
+        let Some((refusal, request)) = self.session.take_taken_back() else { return };
+        tracing::debug!(client = self.listed.entry.id, "a read goes to the primary: {}", refusal.as_str());
+        let now = self.clock.now();
+        if let Some(router) = &mut self.router {
+            router.taken_back(refusal, &request, &self.session, now);
+        }
+        self.handle_again(request);
     }
 
     /// The client's input is handled once more from here on.
@@ -596,7 +645,13 @@ impl Relay {
     /// Gives the server back.
     #[inline]
     fn release(&mut self, now: Instant) {
-        if let Server::Leased(lease) = std::mem::replace(&mut self.server, Server::None) {
+        if let Server::Leased(mut lease) = std::mem::replace(&mut self.server, Server::None) {
+            if let Some(router) = &mut self.router {
+                router.ends(now);
+                if lease.side.take_defined() {
+                    router.defined();
+                }
+            }
             self.listed.entry.detach();
             self.listed.entry.set_prepared(self.session.prepared_len());
             if lease.side.worn_by() == self.listed.entry.id {
@@ -645,6 +700,11 @@ impl Relay {
     fn part_from_server(&mut self) -> Server {
         self.unpin();
         let server = std::mem::replace(&mut self.server, Server::None);
+        if let Some(router) = &mut self.router {
+            router.ends(self.clock.now());
+        }
+        self.session.pass_fence();
+        self.at_fence = false;
         self.quiet = false;
         self.unhandled = !self.input.is_empty();
         self.clock.request = None;
@@ -661,6 +721,16 @@ impl Relay {
             sqlstate = %report.code, "lost a server connection in use: {}", report.message
         );
         lease.pool().stats.count_lost();
+        if let Some(router) = &self.router {
+            router.lost(lease.pool().node.id);
+        }
+        if self.session.takes_back_lost(&mut lease.side) {
+            if let Server::Leased(lease) = self.part_from_server() {
+                lease.close();
+            }
+            self.send_once_more();
+            return Ok(());
+        }
         // What could not follow it to another server is gone with this one: it must not go on as if it were not.
         let state = !lease.side.pins().is_none() && !lease.side.pins().are_soft();
         let close = state || self.session.mode() == PoolMode::Session || self.upstream.limits.close_on_server_loss;
@@ -693,7 +763,8 @@ impl Relay {
     fn client_input(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {
         // What comes behind an answer that is held back is answered behind it.
         let hears = self.session.holds_ready() || self.hearing.as_ref().is_some_and(|hearing| hearing.is_waiting());
-        let queued = matches!(self.server, Server::Waiting(_)) || self.quiet || hears;
+        let routes = self.at_fence || self.router.as_ref().is_some_and(|router| router.is_waiting());
+        let queued = matches!(self.server, Server::Waiting(_)) || self.quiet || hears || routes;
         let again = self.unhandled && !queued;
         if queued && self.input.len() >= QUEUED_INPUT {
             return Ok(Step::Stuck);
@@ -767,6 +838,9 @@ impl Relay {
                         answer,
                     );
                     if !out.is_empty() {
+                        if let Some(router) = &mut self.router {
+                            router.sends();
+                        }
                         if self.clock.request.is_none() {
                             let now = self.clock.now();
                             self.clock.request = Some(now);
@@ -798,6 +872,10 @@ impl Relay {
                     self.quiet = true;
                     break;
                 }
+                Next::Fence => {
+                    self.at_fence = true;
+                    break;
+                }
                 Next::Channels => {
                     self.hear(cx);
                     break;
@@ -808,14 +886,27 @@ impl Relay {
                 }
                 Next::Server => {
                     let now = self.clock.now();
-                    match self.upstream.pools.try_lease(self.listed.entry.id, self.wish, now) {
-                        Some(lease) => {
-                            self.attach(lease);
+                    let replica = match &mut self.router {
+                        None => None,
+                        Some(router) => match router.decide(&self.upstream.pools, &self.session, &data[at..], now) {
+                            Go::Primary => None,
+                            Go::Replica(pool) => Some(pool),
+                            Go::Unfinished | Go::Wait => break,
+                            Go::Refuse(report) => {
+                                self.refusal = Some(report);
+                                break;
+                            }
+                        },
+                    };
+                    match self.try_lease(replica.as_ref(), now) {
+                        Some(lease) if self.takes(&lease) => {
+                            self.attach(lease, data.len() - at);
                             attached = true;
                         }
+                        Some(lease) => lease.finish(now),
                         None if self.session.press() => {}
                         None => {
-                            self.queue(now);
+                            self.queue(replica, now);
                             break;
                         }
                     }
@@ -837,18 +928,62 @@ impl Relay {
     }
 
     #[inline]
-    fn attach(&mut self, lease: Lease) {
+    fn try_lease(&self, replica: Option<&Arc<Pool>>, now: Instant) -> Option<Lease> {
+        let id = self.listed.entry.id;
+        match replica {
+            None => self.upstream.pools.try_lease(id, self.wish, now),
+            Some(pool) => Arc::clone(pool).try_lease(id, Wish::NONE, now),
+        }
+    }
+
+    /// Whether this connection will do for the request that comes next.
+    #[inline]
+    fn takes(&mut self, lease: &Lease) -> bool {
+        self.router.as_mut().is_none_or(|router| router.takes(lease))
+    }
+
+    /// Goes on with a wait for a probe.
+    fn poll_route(&mut self, cx: &mut Context<'_>) -> Step {
+        let Some(router) = &mut self.router else { return Step::Stuck };
+        let step = router.poll_wait(cx);
+        if step == Step::Progress {
+            self.unhandled = !self.input.is_empty();
+        }
+        step
+    }
+
+    #[inline]
+    fn attach(&mut self, mut lease: Lease, pending: usize) {
+        if let Some(router) = &mut self.router {
+            let replica = router.begins(&lease, pending, self.clock.now());
+            lease.side.set_fenced(replica.is_some());
+            if replica == Some(false) {
+                self.session.arm_second_try();
+            }
+        }
         self.listed.entry.attach(&lease.entry);
         self.dry.server = false;
         self.server = Server::Leased(lease);
     }
 
-    fn queue(&mut self, now: Instant) {
+    fn queue(&mut self, replica: Option<Arc<Pool>>, now: Instant) {
         let deadline = now + self.upstream.limits.checkout;
         self.listed.entry.waits_since(now);
         self.clock.waiting = Some(now);
         self.clock.told = false;
-        self.server = Server::Waiting(self.upstream.pools.wait(self.listed.entry.id, now, deadline));
+        let id = self.listed.entry.id;
+        self.server = Server::Waiting(match replica {
+            None => self.upstream.pools.wait(id, now, deadline),
+            Some(pool) => pool.wait(id, now, deadline),
+        });
+    }
+
+    /// The request that waits for a server is looked at anew.
+    fn decide_again(&mut self) {
+        self.server = Server::None;
+        self.clock.waiting = None;
+        self.listed.entry.set_state(ClientState::Idle);
+        self.unhandled = !self.input.is_empty();
     }
 
     fn poll_lease(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {
@@ -858,6 +993,11 @@ impl Relay {
             lease.pool().stats.record_wait(self.clock.now().saturating_duration_since(since));
         }
         match lease {
+            Ok(lease) if !self.takes(&lease) => {
+                let now = self.clock.now();
+                lease.finish(now);
+                self.decide_again();
+            }
             Ok(mut lease) => {
                 let server = &mut *lease;
                 let mut head = Vec::new();
@@ -865,11 +1005,18 @@ impl Relay {
                 self.session.attach(&mut server.side, &mut out);
                 // Kept here, it goes out in front of the client's message and in the same write.
                 server.output = head;
-                self.attach(lease);
+                self.attach(lease, self.input.len());
                 self.unhandled = true;
                 self.client_input(cx)?;
             }
-            Err(error) => self.no_server(&error)?,
+            Err(error) => match &mut self.router {
+                Some(router) if router.waits_for_replica().is_some() => {
+                    tracing::debug!(client = self.listed.entry.id, "no replica for a read: {error}");
+                    router.no_connection();
+                    self.decide_again();
+                }
+                Some(_) | None => self.no_server(&error)?,
+            },
         }
         Ok(Step::Progress)
     }
@@ -912,6 +1059,11 @@ impl Relay {
         };
         at(self.clock.stalled, limits.client_write);
         at(self.clock.waiting, limits.checkout);
+        if self.clock.waiting.is_some()
+            && let Some(router) = &self.router
+        {
+            at(router.waits_for_replica(), LOOK_AGAIN);
+        }
         if !self.clock.told {
             at(self.clock.waiting, limits.notice_after);
         }
@@ -964,6 +1116,14 @@ impl Relay {
             let report = Report::ours(SqlState::QUERY_CANCELED, "the client does not read its results")
                 .detail(format!("nothing was taken for {:?}", limits.client_write));
             return Err(Stop::Fatal(report));
+        }
+        if self.clock.waiting.is_some()
+            && let Some(router) = &mut self.router
+            && is_up(router.waits_for_replica(), LOOK_AGAIN)
+            && !router.should_wait_on(now)
+        {
+            self.decide_again();
+            return Ok(());
         }
         if let Some(since) = self.clock.waiting
             && is_up(self.clock.waiting, limits.checkout)

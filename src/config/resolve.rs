@@ -432,6 +432,7 @@ impl Resolver {
         RoutingConfig {
             consistency: mode,
             wait_for_replica: self.duration(&key("wait_for_replica"), default.wait_for_replica),
+            read_functions: default.read_functions,
             policy: crate::routing::Policy {
                 max_lag: self.duration(&key("max_lag"), policy.max_lag),
                 slow_start: self.duration(&key("slow_start"), policy.slow_start),
@@ -579,7 +580,7 @@ impl Resolver {
         let (mut mode, mut pool) = (defaults.mode, defaults.pool.clone());
         let (mut prepared_limit, mut max_connections, mut max_clients) =
             (defaults.prepared_limit, defaults.max_connections, None);
-        let mut routing = defaults.routing;
+        let mut routing = defaults.routing.clone();
         routing.consistency = url.consistency.unwrap_or(routing.consistency);
         routing.policy.max_lag = url.max_lag.unwrap_or(routing.policy.max_lag);
         if let Some(path) = path {

@@ -58,14 +58,17 @@ pub struct DatabaseConfig {
 }
 
 /// Where reads go, where there are several servers.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct RoutingConfig {
     /// How a replica is chosen.
     pub policy: Policy,
     /// What reads may miss, unless a session says otherwise.
     pub consistency: Consistency,
-    /// How long a read may wait for a replica to have what its session needs, before it goes to the primary.
+    /// How long a read may wait for a replica to have what its session has written, before it goes to the primary; zero to go
+    /// at once.
     pub wait_for_replica: Duration,
+    /// Functions that only read, whatever they are declared to be: with or without their schema.
+    pub read_functions: Arc<[String]>,
 }
 
 impl Default for RoutingConfig {
@@ -78,7 +81,8 @@ impl Default for RoutingConfig {
                 primary_read_share: 50,
             },
             consistency: Consistency::Session,
-            wait_for_replica: Duration::from_millis(20),
+            wait_for_replica: Duration::ZERO,
+            read_functions: Arc::default(),
         }
     }
 }

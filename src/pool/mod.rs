@@ -15,6 +15,7 @@ mod keepers;
 mod node;
 mod poolset;
 mod queue;
+mod routes;
 mod seat;
 mod stats;
 
@@ -25,9 +26,11 @@ pub use keepers::Keeper;
 pub use node::Node;
 pub use poolset::{Full, Member, PoolSet};
 pub use queue::Wish;
+pub use routes::{Learned, Record, Routes};
 pub use stats::{Stats, Totals};
 
 use crate::credentials::Source;
+use crate::routing::Load;
 use crate::server::dial::{self, Verdict};
 use crate::server::{DialError, Server, ServerEntry, ServerState, Target};
 use crate::session::Params;
@@ -716,6 +719,18 @@ impl Pool {
     fn is_full(&self) -> bool {
         let status = self.seats.status();
         status.available == 0 && status.size >= status.max_size && self.queue.idle() == 0
+    }
+
+    /// What its server has to do, as it is seen from here.
+    pub fn load(&self) -> Load {
+        let meter = &self.node.meter;
+        Load {
+            outstanding: meter.outstanding(),
+            latency_us: meter.latency_us(),
+            saturated: self.is_full(),
+            spilled: meter.spilled(),
+            capacity: u32::try_from(self.seats.status().max_size).unwrap_or(u32::MAX),
+        }
     }
 
     /// A client keeps a connection that it gives back as soon as it is asked.

@@ -1,7 +1,9 @@
 //! The pools of one database and user, one for each server.
 
 use super::directory::Database;
-use super::{GateState, Lease, LeaseError, Node, Pool, PoolConfig, PoolName, Stats, Totals, Wait, Wish, lock};
+use super::{
+    GateState, Lease, LeaseError, Node, Pool, PoolConfig, PoolName, Record, Routes, Stats, Totals, Wait, Wish, lock,
+};
 use crate::credentials::Source;
 use crate::monitor::{Login, Monitor, NoPrimary};
 use crate::routing::NodeId;
@@ -9,7 +11,7 @@ use crate::server::Target;
 use crate::session::PoolMode;
 use crate::session::settings::Settings;
 use crate::telemetry::Telemetry;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
@@ -40,6 +42,8 @@ pub struct PoolSet {
     /// What happened to its clients while they had no server.
     pub stats: Stats,
     state: RwLock<State>,
+    /// Counts the configurations.
+    version: AtomicU64,
     members: Arc<AtomicUsize>,
     /// Since when it has had neither clients nor connections.
     unused: Mutex<Option<Instant>>,
@@ -51,6 +55,7 @@ struct State {
     mode: PoolMode,
     pools: Arc<[Arc<Pool>]>,
     monitor: Option<(Arc<Monitor>, Arc<Login>)>,
+    routes: Option<Arc<Routes>>,
     source: Arc<dyn Source>,
     clients: [(Arc<AtomicUsize>, Option<usize>); 2],
 }
@@ -78,11 +83,12 @@ pub enum Full {
 
 impl PoolSet {
     pub(super) fn new(name: PoolName, wanted: Wanted) -> Arc<Self> {
-        let state = State::new(&name, &wanted, &[]);
+        let state = State::new(&name, &wanted, &[], Arc::default());
         Arc::new(Self {
             name,
             stats: Stats::default(),
             state: RwLock::new(state),
+            version: AtomicU64::new(1),
             members: Arc::default(),
             unused: Mutex::new(None),
         })
@@ -101,7 +107,9 @@ impl PoolSet {
     pub(super) fn adopt(&self, wanted: Wanted) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let old = Arc::clone(&state.pools);
-        *state = State::new(&self.name, &wanted, &old);
+        let record = state.routes.as_ref().map(|routes| Arc::clone(routes.record())).unwrap_or_default();
+        *state = State::new(&self.name, &wanted, &old, record);
+        self.version.fetch_add(1, Ordering::Release);
         let kept = |pool: &Arc<Pool>| state.pools.iter().any(|p| Arc::ptr_eq(p, pool));
         for pool in old.iter().filter(|pool| !kept(pool)) {
             // Who has a connection keeps it to the end of its transaction.
@@ -146,6 +154,17 @@ impl PoolSet {
     /// How many clients are logged in here.
     pub fn clients(&self) -> usize {
         self.members.load(Ordering::Relaxed)
+    }
+
+    /// What reads are routed by, where there are several servers and a client may change between them.
+    pub fn routes(&self) -> Option<Arc<Routes>> {
+        self.read().routes.clone()
+    }
+
+    /// Changes with what [`PoolSet::routes`] gives: an atomic load.
+    #[inline]
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
     }
 
     /// What watches its servers, where there are several.
@@ -263,7 +282,7 @@ impl PoolSet {
 }
 
 impl State {
-    fn new(name: &PoolName, wanted: &Wanted, old: &[Arc<Pool>]) -> Self {
+    fn new(name: &PoolName, wanted: &Wanted, old: &[Arc<Pool>], record: Arc<Record>) -> Self {
         if let Some((monitor, login)) = &wanted.monitor {
             monitor.lend(login);
         }
@@ -287,8 +306,15 @@ impl State {
                 Arc::clone(&wanted.telemetry),
             )
         };
+        let pools: Arc<[_]> = wanted.targets.iter().map(pool).collect();
+        let config = &wanted.database.config;
+        let dbname = config.dbname.as_deref().unwrap_or(&name.database).into();
+        let monitor = wanted.monitor.clone().filter(|_| wanted.mode != PoolMode::Session);
+        let routes =
+            monitor.map(|monitor| Routes::new(monitor, Arc::clone(&pools), config.routing.clone(), dbname, record));
         Self {
-            pools: wanted.targets.iter().map(pool).collect(),
+            pools,
+            routes,
             monitor: wanted.monitor.clone(),
             database: Arc::clone(&wanted.database),
             mode: wanted.mode,

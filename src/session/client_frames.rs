@@ -78,6 +78,9 @@ impl Session {
                 }
                 self.body = None;
             }
+            if self.at_fence {
+                break Next::Fence;
+            }
             let found = match frame::frontend(&input[at..]) {
                 Ok(Some(found)) => found,
                 Ok(None) => break Next::Input,
@@ -107,7 +110,14 @@ impl Session {
                 }
             };
             match fare {
-                Fare::Done => at = cut.end,
+                Fare::Done => {
+                    if let Some(server) = server.as_deref().filter(|server| server.fenced) {
+                        self.keep_for_second_try(&input[cut.range()], server);
+                        self.at_fence =
+                            matches!(tag, FrontendTag::Query | FrontendTag::Sync | FrontendTag::FunctionCall);
+                    }
+                    at = cut.end;
+                }
                 Fare::Batch(len) => at += len,
                 Fare::Wait(next) => break next,
             }
@@ -1233,7 +1243,7 @@ fn concerns_identity(text: &[u8]) -> bool {
 
 /// Whether a client names what only we may name: a statement that others share. The bare prefix, which is sent in place
 /// of such a name, is no statement on any server.
-fn is_ours(name: &[u8]) -> bool {
+pub(super) fn is_ours(name: &[u8]) -> bool {
     name.starts_with(PREFIX.as_bytes())
 }
 

@@ -21,6 +21,13 @@ pub(super) struct Deferred {
     text: Option<Box<[u8]>>,
 }
 
+impl Deferred {
+    /// The text; empty for a plain BEGIN.
+    pub(super) fn text(&self) -> &[u8] {
+        self.text.as_deref().unwrap_or_default()
+    }
+}
+
 /// What is to be answered for one message of a batch that needs no server.
 enum Answer {
     Parsed,

@@ -15,6 +15,8 @@ pub mod prepared;
 mod reading;
 mod repeat;
 mod replay;
+mod request;
+mod second_try;
 mod server_frames;
 pub mod settings;
 mod survey;
@@ -31,6 +33,8 @@ pub use channels::Name as ChannelName;
 pub use loss::ServerLoss;
 pub use outbound::Outbound;
 pub use pin::{Pin, Pins};
+pub use request::{Extent, LONGEST_REQUEST, Spoken};
+pub use second_try::Refusal;
 pub use survey::Parting;
 
 /// A frame up to this size is looked at whole; of a longer one the beginning, and the rest streams past.
@@ -94,6 +98,10 @@ pub struct Session {
     again: Option<Box<repeat::Again>>,
     /// It is being sent once more.
     repeated: bool,
+    /// A read that may be sent once more, to another server.
+    second_try: Option<Box<second_try::SecondTry>>,
+    /// On a server with a fence, one request is handled at a time: what comes next has to wait.
+    at_fence: bool,
     /// The client has been told of the parameters of the statement that is described once more.
     parameters_told: bool,
     /// The client has asked what a portal returns.
@@ -229,6 +237,10 @@ pub struct ServerSide {
     /// The batch that was sent last, from its first use of a statement on, should it have to be sent once more.
     kept: Kept,
     body: Option<Body>,
+    /// It is a replica: each request has to be looked at before it comes here.
+    fenced: bool,
+    /// See [`ServerSide::take_defined`].
+    defined: bool,
     /// How many prepared statements it may hold.
     prepared_limit: usize,
     /// Parse messages of named statements since somebody asked.
@@ -290,6 +302,8 @@ pub enum Next {
     Server,
     /// The answers to what was sent, before the frame that comes next can be judged.
     Quiet,
+    /// The answers to what was sent; what comes next may then have to go to another server.
+    Fence,
     /// That channels are listened to: see [`Session::take_wanted_channels`].
     Channels,
     /// Nothing: the client said goodbye.
@@ -344,6 +358,8 @@ impl Session {
             answered_batch: None,
             again: None,
             repeated: false,
+            second_try: None,
+            at_fence: false,
             parameters_told: false,
             describes_portals: false,
             body: None,
@@ -395,6 +411,11 @@ impl Session {
         !std::mem::replace(&mut self.pressed, true)
     }
 
+    /// What was sent to a server with a fence is answered, and the client stays there: the next request may follow.
+    pub fn pass_fence(&mut self) {
+        self.at_fence = false;
+    }
+
     /// How many prepared statements the client has.
     pub fn prepared_len(&self) -> usize {
         self.prepared.len()
@@ -437,6 +458,8 @@ impl ServerSide {
             sequences_of_another: false,
             kept: Kept::default(),
             body: None,
+            fenced: false,
+            defined: false,
             prepared_limit,
             parses: 0,
         }
@@ -475,6 +498,16 @@ impl ServerSide {
     /// Whether it sends COPY data or rows past a frame boundary right now: nothing of ours may be put in between.
     pub fn is_mid_frame(&self) -> bool {
         self.body.is_some()
+    }
+
+    /// Whether requests stop behind the one that comes next, each; see [`Next::Fence`].
+    pub fn set_fenced(&mut self, fenced: bool) {
+        self.fenced = fenced;
+    }
+
+    /// Whether they do.
+    pub fn is_fenced(&self) -> bool {
+        self.fenced
     }
 
     /// The reported settings.

@@ -45,6 +45,12 @@ impl<'a> Outbound<'a> {
         }
     }
 
+    /// Takes everything back.
+    pub fn clear(&mut self) {
+        self.head.clear();
+        self.run = 0..0;
+    }
+
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
         self.head.is_empty() && self.run.is_empty()

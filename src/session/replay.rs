@@ -57,6 +57,7 @@ impl Session {
         if !server.settings.same(&self.settings) {
             self.replay_settings(server, to_server);
         }
+        self.at_fence = false;
         if server.user != self.id {
             server.user = self.id;
             server.sequences_of_another = true;

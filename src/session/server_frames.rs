@@ -64,6 +64,9 @@ impl Session {
         if server.pipeline.owed.is_empty() {
             server.prepared.quiet();
         }
+        if server.fenced && !to_client.is_empty() {
+            self.answer_stands();
+        }
         Ok(Taken { bytes: at, next: Next::Input })
     }
 
@@ -224,7 +227,7 @@ impl Session {
     }
 
     /// What it means that an entry was skipped because of an error before it.
-    fn undo(&mut self, note: Note, server: &mut ServerSide) {
+    pub(super) fn undo(&mut self, note: Note, server: &mut ServerSide) {
         match note {
             Note::Parsed { name, statement, sent } => {
                 if let Some(sent) = sent {
@@ -307,7 +310,11 @@ impl Session {
     ) -> Result<(), Violation> {
         let (name, value) = backend::parameter_status(body).map_err(Violation::Server)?;
         server.params.set(name, value);
-        let pass = server.front_fate() != Fate::Swallow;
+        // Whoever has one address only is at the primary. What a server is, it is asked.
+        let pass = server.front_fate() != Fate::Swallow && name != "in_hot_standby";
+        if pass && server.fenced {
+            self.answer_stands();
+        }
         if pass && name == "standard_conforming_strings" {
             self.standard_strings = value != "off";
         }
@@ -378,6 +385,10 @@ impl Session {
                 return Ok(());
             }
         }
+        if server.fenced && self.takes_back(fields.code, server, to_client) {
+            forward(cut, false, server, to_client);
+            return Ok(());
+        }
         match server.pipeline.owed.front().and_then(|front| renamed_error(body, front)) {
             Some(renamed) => reply::message(to_client.edit(), BackendTag::Error, |out| out.extend(renamed)),
             None => forward(cut, true, server, to_client),
@@ -395,7 +406,7 @@ impl Session {
     }
 
     /// An extended-protocol message failed: the server skips everything up to the next Sync, whatever it is.
-    fn skip_to_sync(&mut self, server: &mut ServerSide) {
+    pub(super) fn skip_to_sync(&mut self, server: &mut ServerSide) {
         let sync = server.pipeline.owed.iter().position(|owed| owed.kind == Kind::Sync);
         let skipped = sync.unwrap_or(server.pipeline.owed.len());
         // A Parse of the unnamed statement that failed has dropped the one before it; one that was skipped has not.

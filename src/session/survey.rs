@@ -344,8 +344,10 @@ impl ServerSide {
     #[inline]
     pub(super) fn soil(&mut self, effects: Effects) {
         self.dirty = self.dirty.and(effects.without(PASSING)).and(self.unanswered);
-        if effects.has(WEARING) {
+        // On a replica nothing can be defined.
+        if effects.has(WEARING) && !self.fenced {
             self.worn_by = self.user;
+            self.defined = true;
         }
     }
 
@@ -360,6 +362,11 @@ impl ServerSide {
             return true;
         }
         false
+    }
+
+    /// Whether something was sent since the last call that may define functions, views and the like.
+    pub fn take_defined(&mut self) -> bool {
+        std::mem::take(&mut self.defined)
     }
 
     /// Why it stays with its client.

@@ -181,6 +181,8 @@ impl Rig {
                             return;
                         }
                         Next::Quiet => (self.quiet, self.waited) = (true, true),
+                        // No server has one here.
+                        Next::Fence => unreachable!("a fence"),
                         Next::Channels => {
                             let names = self.session.take_wanted_channels();
                             let heard = self.random.one_in(2);
