@@ -150,7 +150,8 @@ fn monitor_gives_a_silent_server_up_and_has_one_question_on_its_way() {
     let cluster = replicated(1, &[]);
     let chaos = Chaos::start(cluster.nodes[1].port);
     let url = hosts(&[cluster.port(), chaos.port]);
-    let ambassador = Ambassador::start(&[url.as_str(), "--set", "probe_timeout=300ms"]);
+    // In session mode nothing but the monitor ever connects to a replica.
+    let ambassador = Ambassador::start(&[url.as_str(), "--set", "probe_timeout=300ms", "--pool-mode", "session"]);
     let mut client = Client::new(ambassador.port);
     client.query("select 1");
     wait_for(&ambassador, chaos.port, "state", |state| state == "up");
