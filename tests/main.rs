@@ -7,6 +7,7 @@
 mod architecture;
 mod auth;
 mod cancel;
+mod causal;
 mod chaos;
 mod configuration;
 mod console;

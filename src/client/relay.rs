@@ -939,7 +939,10 @@ impl Relay {
     /// Whether this connection will do for the request that comes next.
     #[inline]
     fn takes(&mut self, lease: &Lease) -> bool {
-        self.router.as_mut().is_none_or(|router| router.takes(lease))
+        match &mut self.router {
+            Some(router) if router.is_for_replica() => router.takes(lease),
+            Some(_) | None => !self.upstream.pools.is_demoted(lease),
+        }
     }
 
     /// Goes on with a wait for a probe.

@@ -448,6 +448,12 @@ impl Router {
 
     // ---------------------------------------------------------------------------------------------- what comes of it
 
+    /// Whether the request at hand goes to a replica.
+    #[inline]
+    pub(super) fn is_for_replica(&self) -> bool {
+        self.plan.is_some_and(|plan| plan.replica.is_some())
+    }
+
     /// Whether this connection may serve the request at hand. If not, the request goes to the primary.
     pub(super) fn takes(&mut self, lease: &Lease) -> bool {
         let Some(Plan { replica: Some(replica), .. }) = self.plan else { return true };

@@ -276,6 +276,23 @@ impl Cluster {
         self.run("pg_ctl", &["-D", &self.nodes[node].data.to_string_lossy(), "-w", "promote"])
     }
 
+    /// Makes a replica follow another primary from now on.
+    pub fn follow(&self, node: usize, primary: usize) -> Result<(), ClusterError> {
+        let port = self.nodes[primary].port;
+        let sql = format!("alter system set primary_conninfo = 'host=127.0.0.1 port={port} user={SUPERUSER}'");
+        self.psql(node, &sql)?;
+        self.psql(node, "select pg_reload_conf()").map(drop)
+    }
+
+    /// Starts a primary that was stopped in good order as a replica of the one that has taken over from there.
+    pub fn rejoin(&self, node: usize, primary: usize) -> Result<(), ClusterError> {
+        let (data, port) = (&self.nodes[node].data, self.nodes[primary].port);
+        let line = format!("primary_conninfo = 'host=127.0.0.1 port={port} user={SUPERUSER}'\n");
+        self.append(&data.join("postgresql.auto.conf"), &line)?;
+        self.write(&data.join("standby.signal"), b"")?;
+        self.restart(node)
+    }
+
     /// Runs SQL on a server with psql, where there is one; gives what it prints, unaligned and without headers.
     pub fn psql(&self, node: usize, sql: &str) -> Result<String, ClusterError> {
         let port = self.nodes[node].port.to_string();

@@ -196,7 +196,32 @@ impl PoolSet {
 
     /// A connection to the primary, waited for and dialled for as long as `deadline` allows.
     pub async fn lease_until(&self, client: u64, deadline: Instant) -> Result<Lease, LeaseError> {
-        self.find_primary(deadline).await?.lease_until(client, deadline).await
+        loop {
+            let lease = self.find_primary(deadline).await?.lease_until(client, deadline).await?;
+            if !self.is_demoted(&lease) {
+                return Ok(lease);
+            }
+            lease.finish(Instant::now());
+        }
+    }
+
+    /// Whether this connection, taken for one to the primary, has said that it is none: then nobody believes it any more.
+    /// Where there is one server only it is what it is.
+    #[inline]
+    pub fn is_demoted(&self, lease: &Lease) -> bool {
+        lease.side.is_in_recovery() && self.demote(lease)
+    }
+
+    #[cold]
+    fn demote(&self, lease: &Lease) -> bool {
+        let Some(monitor) = self.monitor() else { return false };
+        // A connection from before a promotion hears of it only with its next answer, and is as good as any.
+        let topology = monitor.topology();
+        if topology.primary().is_some_and(|primary| primary.sampled > lease.entry.connected) {
+            return false;
+        }
+        monitor.demote(lease.pool().node.id, "it says that it is in recovery");
+        true
     }
 
     /// The same for a caller that keeps the time itself, as with [`Pool::lease`].

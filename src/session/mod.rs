@@ -239,6 +239,8 @@ pub struct ServerSide {
     body: Option<Body>,
     /// It is a replica: each request has to be looked at before it comes here.
     fenced: bool,
+    /// It has said that it is in recovery.
+    in_recovery: bool,
     /// See [`ServerSide::take_defined`].
     defined: bool,
     /// How many prepared statements it may hold.
@@ -440,6 +442,7 @@ impl ServerSide {
             pipeline: Pipeline::new(),
             settings: defaults,
             login_user: survey::login_user(&params),
+            in_recovery: params.get("in_hot_standby") == Some("on"),
             params,
             prepared: ServerPrepared::default(),
             unnamed: None,
@@ -567,6 +570,15 @@ impl ServerSide {
     /// A ParameterStatus of an exchange of our own was read, outside [`Session::on_server`].
     pub fn note_param(&mut self, name: &str, value: &str) {
         self.params.set(name, value);
+        if name == "in_hot_standby" {
+            self.in_recovery = value == "on";
+        }
+    }
+
+    /// Whether it has said, at its login or later, that it is in recovery: then it is a replica. From PostgreSQL 14 on.
+    #[inline]
+    pub fn is_in_recovery(&self) -> bool {
+        self.in_recovery
     }
 
     /// The settings were applied by an exchange of our own, outside [`Session::on_server`].

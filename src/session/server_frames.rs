@@ -309,7 +309,7 @@ impl Session {
         to_client: &mut Outbound<'_>,
     ) -> Result<(), Violation> {
         let (name, value) = backend::parameter_status(body).map_err(Violation::Server)?;
-        server.params.set(name, value);
+        server.note_param(name, value);
         // Whoever has one address only is at the primary. What a server is, it is asked.
         let pass = server.front_fate() != Fate::Swallow && name != "in_hot_standby";
         if pass && server.fenced {
