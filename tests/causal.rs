@@ -35,7 +35,11 @@ struct Test {
 
 impl Test {
     fn start() -> Self {
-        let cluster = cluster(&Options { replicas: 2, ..Options::default() });
+        let cluster = cluster(&Options {
+            replicas: 2,
+            settings: vec![("wal_retrieve_retry_interval".to_owned(), "100ms".to_owned())],
+            ..Options::default()
+        });
         cluster
             .psql(
                 0,
@@ -105,6 +109,10 @@ impl Test {
             }
             std::thread::sleep(Duration::from_millis(50 + random.next() % 200));
         }
+        self.calm();
+    }
+
+    fn calm(&self) {
         for node in 0..3 {
             self.direct(node, "select pg_wal_replay_resume()");
             self.direct(node, "alter system set recovery_min_apply_delay = 0");
@@ -114,7 +122,15 @@ impl Test {
 
     /// Another node takes over, in good order: nothing that was acknowledged is lost.
     fn promote(&self, old: usize, new: usize) {
+        // A primary that is stopped sends everything to those who are there to receive it.
+        // One that has just begun to follow does not receive before it has replayed what it has.
+        self.calm();
+        let receivers = "select count(*) from pg_stat_replication where state = 'streaming'";
+        wait_until("both replicas receive", || self.cluster.psql(old, receivers).is_ok_and(|count| count == "2"));
         self.promoting.store(true, Ordering::SeqCst);
+        if new % 2 == 0 {
+            self.direct(new, "select pg_wal_replay_pause()");
+        }
         self.cluster.stop(old, "fast").unwrap();
         self.cluster.promote(new).unwrap();
         let other = (0..3).find(|node| *node != old && *node != new).unwrap();

@@ -1,7 +1,7 @@
 //! Where statements go: writes to the primary, reads to a replica that has all that their session needs.
 
 use crate::support::client::{bind, describe, execute, parse, query, sync};
-use crate::support::{Ambassador, Chaos, Client, How, cluster, wait_until};
+use crate::support::{Ambassador, Chaos, Client, How, Rule, cluster, wait_until};
 use pg_ambassador::demo::cluster::{Cluster, Options};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -164,4 +164,111 @@ fn a_replica_that_dies_under_a_read_is_not_noticed() {
         let answer = client.read_until(b"Z").unwrap();
         assert!(answer.iter().any(|message| message.tag == b'D'), "{answer:?}");
     }
+}
+
+#[test]
+fn a_client_can_ask_where_its_last_request_went_and_why() {
+    let cluster = replicated(1, &[]);
+    let ports = ports(&cluster);
+    let ambassador = routed(&ports, ports[0], &[]);
+    let mut client = Client::new(ambassador.port);
+    client.query("select 1");
+    let row = |client: &mut Client| -> Vec<String> {
+        client.query("show last route").remove(0).into_iter().map(Option::unwrap).collect()
+    };
+    assert_eq!(row(&mut client), ["replica", &format!("127.0.0.1:{}", ports[1]), "read"]);
+    client.query("create temp table t ()");
+    assert_eq!(row(&mut client), ["primary", &format!("127.0.0.1:{}", ports[0]), "command"]);
+    let batch = [parse("", "show last route"), bind("", "", &[]), describe(b'P', ""), execute("", 0), sync()].concat();
+    let tags: Vec<u8> = client.exchange(&batch).iter().map(|message| message.tag).collect();
+    assert_eq!(String::from_utf8(tags).unwrap(), "12TDCZ");
+    // With one server there is nothing to choose from, and a client is told so.
+    let single = Ambassador::start(&[&url(&ports[..1])]);
+    assert!(Client::new(single.port).query("show last route")[0][2].as_deref().unwrap().contains("one server"));
+}
+
+#[test]
+fn what_one_session_has_written_another_can_wait_for() {
+    let cluster = replicated(1, &[]);
+    let ports = ports(&cluster);
+    let ambassador = routed(&ports, ports[0], &[]);
+    let mut writer = Client::new(ambassador.port);
+    writer.query("create table told (a int)");
+    let mut reader = Client::new(ambassador.port);
+    wait_until("the table is there", || reader.try_query("/* ambassador: replica */ select from told").is_ok());
+    assert_eq!(reader.value("show ambassador.lsn").len(), reader.value("show ambassador.lsn").len());
+    cluster.psql(1, "select pg_wal_replay_pause()").unwrap();
+    writer.query("insert into told values (1)");
+    let token = writer.value("show ambassador.lsn");
+    assert!(token.contains('/') && token != "0/0", "{token}");
+    assert_eq!(reader.value("select count(*) from told"), "0", "another session, and the replica stands still");
+    reader.query(&format!("set ambassador.min_lsn = '{token}'"));
+    assert_eq!(reader.value("select count(*) from told"), "1");
+    assert_eq!(reader.value("show ambassador.min_lsn"), token);
+    cluster.psql(1, "select pg_wal_replay_resume()").unwrap();
+    wait_until("the replica has it", || port_of(&mut reader) == ports[1]);
+    assert_eq!(reader.value("select count(*) from told"), "1");
+}
+
+#[test]
+fn each_consistency_keeps_its_promise() {
+    let cluster = replicated(1, &[]);
+    let ports = ports(&cluster);
+    let ambassador = routed(&ports, ports[0], &[]);
+    let mut client = Client::new(ambassador.port);
+    client.query("create table promised (a int)");
+    wait_until("freshness", || port_of(&mut client) == ports[1]);
+    cluster.psql(1, "select pg_wal_replay_pause()").unwrap();
+    let mut other = Client::new(ambassador.port);
+    other.query("insert into promised values (1)");
+    for (consistency, seen) in [("eventual", "0"), ("session", "0"), ("global", "1")] {
+        let mut client = Client::new(ambassador.port);
+        client.query(&format!("/* ambassador: replica */ select 1 as \"{consistency}\""));
+        let options = format!("-c ambassador.consistency={consistency}");
+        let known = [("user", "postgres"), ("database", "postgres"), ("options", options.as_str())];
+        let mut client = Client::login(ambassador.port, &known);
+        assert_eq!(client.value("show ambassador.consistency"), consistency);
+        assert_eq!(client.value("select count(*) from promised"), seen, "{consistency}");
+    }
+    // The session's own write is there in each but eventual.
+    for consistency in ["session", "primary", "global"] {
+        other.query(&format!("set ambassador.consistency = '{consistency}'"));
+        assert_eq!(other.value("select count(*) from promised"), "1", "{consistency}");
+    }
+    other.query("set ambassador.consistency = 'eventual'");
+    assert_eq!(other.value("select count(*) from promised"), "0");
+    for (wrong, code) in [
+        ("set ambassador.consistency = 'strong'", "22023"),
+        ("set ambassador.route to 'master'", "22023"),
+        ("set ambassador.min_lsn = 'x'", "22023"),
+        ("set ambassador.rout = 'primary'", "42704"),
+    ] {
+        assert_eq!(other.try_query(wrong).unwrap_err().code(), code, "{wrong}");
+    }
+    assert_eq!(other.value("show ambassador.route"), "auto");
+    other.query("create temp table kept (a int)");
+    assert_eq!(other.try_query("set ambassador.route = 'x'").unwrap_err().code(), "22023");
+    assert_eq!(other.value("select count(*) from kept"), "0", "an error of ours costs no server");
+}
+
+#[test]
+fn reads_go_to_the_nearest_replica_and_elsewhere_while_it_is_away() {
+    let cluster = replicated(2, &[]);
+    let ports = ports(&cluster);
+    let (near, far) = (Chaos::start(ports[1]), Chaos::start(ports[2]));
+    near.set_both(Rule { latency: Duration::from_millis(1), ..Rule::default() });
+    far.set_both(Rule { latency: Duration::from_millis(20), ..Rule::default() });
+    let all = [ports[0], near.port, far.port];
+    let ambassador = routed(&all, ports[0], &["--set", "slow_start=1s"]);
+    let mut client = Client::new(ambassador.port);
+    wait_until("the nearest is known", || (0..10).all(|_| port_of(&mut client) == ports[1]));
+    let served = |client: &mut Client, n: usize| (0..n).filter(|_| port_of(client) == ports[1]).count();
+    assert!(served(&mut client, 100) >= 95);
+    near.end_all(How::Reset);
+    near.refuse(true);
+    for _ in 0..20 {
+        assert_ne!(port_of(&mut client), ports[1]);
+    }
+    near.refuse(false);
+    wait_until("the nearest is back", || served(&mut Client::new(ambassador.port), 10) == 10);
 }

@@ -8,11 +8,11 @@ use super::cleanup;
 use super::entry::{ClientState, Listed, Order};
 use super::hearing::Hearing;
 use super::limits::Limits;
-use super::route::{Go, LOOK_AGAIN, Router};
+use super::route::{self, Go, LOOK_AGAIN, Router};
 use crate::listen::Hubs;
 use crate::net::{Stream, scratch};
 use crate::pool::{Lease, LeaseError, Member, Pool, PoolSet, Stats, Wait, Wish};
-use crate::session::{Interners, Next, Outbound, Parting, Pins, PoolMode, ServerLoss, Session, Violation};
+use crate::session::{Interners, Next, Outbound, OwnRequest, Parting, Pins, PoolMode, ServerLoss, Session, Violation};
 use crate::wire::{FrameError, Report, SqlState, TxStatus};
 use std::future::Future;
 use std::io;
@@ -823,6 +823,16 @@ impl Relay {
         loop {
             head.clear();
             let rest = &data[at..];
+            if matches!(&self.server, Server::Leased(lease) if !attached && self.session.is_at_rest(&lease.side)) {
+                match self.ask_ambassador(rest, answer) {
+                    Asked::No => {}
+                    Asked::Answered(len) => {
+                        at += len;
+                        continue;
+                    }
+                    Asked::Later => break,
+                }
+            }
             let mut out = Outbound::new(rest, head);
             let taken = match &mut self.server {
                 Server::Leased(lease) => {
@@ -886,6 +896,14 @@ impl Relay {
                 }
                 Next::Server => {
                     let now = self.clock.now();
+                    match self.ask_ambassador(&data[at..], answer) {
+                        Asked::No => {}
+                        Asked::Answered(len) => {
+                            at += len;
+                            continue;
+                        }
+                        Asked::Later => break,
+                    }
                     let replica = match &mut self.router {
                         None => None,
                         Some(router) => match router.decide(&self.upstream.pools, &self.session, &data[at..], now) {
@@ -925,6 +943,62 @@ impl Relay {
             }
         }
         Ok(at)
+    }
+
+    /// Answers what the client asks of us and not of a server.
+    #[inline]
+    fn ask_ambassador(&mut self, input: &[u8], answer: &mut Vec<u8>) -> Asked {
+        // SHOW and SET, as a Query or in a Parse: nearly everything else is none of these by its first byte.
+        let first = input.get(5..).and_then(|body| body.iter().find(|byte| !matches!(byte, 0 | b' ' | b'\n' | b'\t')));
+        if !matches!(first, Some(b's' | b'S')) {
+            return Asked::No;
+        }
+        match self.session.own_request(input) {
+            None => Asked::No,
+            Some(request) => self.answer_own(&request, input, answer),
+        }
+    }
+
+    #[cold]
+    fn answer_own(&mut self, request: &OwnRequest, input: &[u8], answer: &mut Vec<u8>) -> Asked {
+        let now = self.clock.now();
+        let row = match request {
+            OwnRequest::LastRoute => route::last_route(self.router.as_deref()),
+            OwnRequest::Show("lsn") => match self.router.as_mut().map(|router| router.lsn(now)) {
+                None => vec![("ambassador.lsn", None)],
+                Some(Some(Ok(lsn))) => vec![("ambassador.lsn", Some(lsn.to_string()))],
+                Some(None) => return Asked::Later,
+                Some(Some(Err(report))) => {
+                    self.refusal = Some(report);
+                    return Asked::Later;
+                }
+            },
+            OwnRequest::Show(name) => {
+                let full = match *name {
+                    "route" => "ambassador.route",
+                    "consistency" => "ambassador.consistency",
+                    _ => "ambassador.min_lsn",
+                };
+                // What was set the server tells.
+                if self.session.settings().get(full).is_some() {
+                    return Asked::No;
+                }
+                vec![(full, Some(route::default_of(name, &self.upstream.pools)))]
+            }
+            OwnRequest::Set(name, value) => match route::check_setting(name, value) {
+                // An error would have to fail the server's transaction, too. A value that means nothing is passed over.
+                Err(_) if matches!(self.server, Server::Leased(_)) && self.session.tx().is_open() => return Asked::No,
+                Ok(()) => return Asked::No,
+                Err(report) => {
+                    self.refusal = Some(report);
+                    return Asked::Later;
+                }
+            },
+        };
+        match self.session.answer_with_row(input, &row, answer) {
+            Some(len) => Asked::Answered(len),
+            None => Asked::No,
+        }
     }
 
     #[inline]
@@ -1032,9 +1106,12 @@ impl Relay {
 
     /// Refuses what the client waits for a server for.
     fn refuse(&mut self, report: &Report) -> Result<(), Stop> {
-        self.server = Server::None;
+        // One that is there stays: it was not asked.
+        if !matches!(self.server, Server::Leased(_)) {
+            self.server = Server::None;
+            self.listed.entry.set_state(ClientState::Idle);
+        }
         self.clock.waiting = None;
-        self.listed.entry.set_state(ClientState::Idle);
         let taken = self.session.refuse(report, &self.input, &mut self.output).map_err(protocol_error)?;
         self.input.drain(..taken);
         self.unhandled = !self.input.is_empty();
@@ -1234,6 +1311,16 @@ impl Relay {
             }
         }
     }
+}
+
+/// What came of a question to us.
+enum Asked {
+    /// It is none.
+    No,
+    /// It was answered, and had so many bytes.
+    Answered(usize),
+    /// It is answered as soon as that can be.
+    Later,
 }
 
 /// What came of reading the server.

@@ -9,10 +9,10 @@ use crate::monitor::{Busy, Facts, Watcher};
 use crate::pool::{Lease, Pool, PoolSet, Routes};
 use crate::routing::verdict::{self, Wish};
 use crate::routing::{
-    Causal, Choice, Consistency, Destination, Fresh, Lsn, Moment, NodeId, Reason, Topology, Verdict, balance, choose,
+    Causal, Choice, Consistency, Destination, Fresh, Lsn, Moment, NodeId, Reason, Verdict, balance, choose,
 };
 use crate::session::settings::Settings;
-use crate::session::{Extent, Refusal, Session, Spoken};
+use crate::session::{Extent, Refusal, Session, Spoken, invalid_value};
 use crate::sql::reads::{Modes, Transaction};
 use crate::wire::{Report, SqlState};
 use std::future::Future;
@@ -25,6 +25,8 @@ use std::time::{Duration, Instant};
 const FOR_A_PROBE: Duration = Duration::from_millis(20);
 /// How soon a client whose wait for a probe was in vain may wait again.
 const AFTER_A_VAIN_WAIT: Duration = Duration::from_millis(200);
+/// How long SHOW ambassador.lsn waits for a probe.
+const FOR_A_POSITION: Duration = Duration::from_secs(2);
 /// How often a read that waits for a replica's connection looks whether that replica is still the place to wait for.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -558,17 +560,77 @@ impl Router {
         self.routes.monitor.suspect(node, "a connection in use was lost");
     }
 
-    /// Where the last request went.
-    pub(super) fn last(&self) -> Option<LastRoute> {
-        self.last
-    }
-
-    /// The position of all that the client has written and seen; `Err` if it is not known yet.
-    pub(super) fn lsn(&mut self) -> Result<Option<Lsn>, crate::routing::NotFresh> {
-        let topology: &Topology = self.watcher.get();
+    /// The position of all that the client has written and seen: none while that is waited for, see
+    /// [`Router::poll_wait`].
+    pub(super) fn lsn(&mut self, now: Instant) -> Option<Result<Lsn, Report>> {
+        let topology = self.watcher.get();
         self.causal.settle(topology);
-        self.causal.lsn(topology)
+        match self.causal.lsn(topology) {
+            Ok(lsn) => {
+                self.waited = false;
+                Some(Ok(lsn.unwrap_or(Lsn::new(0))))
+            }
+            Err(why) if self.waited => {
+                self.waited = false;
+                let report = Report::ours(SqlState::NOT_IN_STATE, "the position of this session is not known");
+                Some(Err(report.detail(why.as_str()).hint("The primary answers no probes right now.")))
+            }
+            Err(_) => {
+                let (monitor, mut causal) = (Arc::clone(&self.routes.monitor), self.causal);
+                self.waited = true;
+                self.wait = Some(Box::pin(async move { monitor.position(&mut causal, now + FOR_A_POSITION).await }));
+                None
+            }
+        }
     }
+}
+
+/// The row that SHOW LAST ROUTE gives.
+pub(super) fn last_route(router: Option<&Router>) -> Vec<(&'static str, Option<String>)> {
+    let last = router.and_then(|router| router.last.map(|last| (last, router)));
+    let node = |(last, router): (LastRoute, &Router)| {
+        router.routes.pool_of(last.node).map(|pool| pool.node.address.to_string())
+    };
+    match (last, router) {
+        (Some(last), _) => vec![
+            ("destination", Some(last.0.to.as_str().to_owned())),
+            ("node", node(last)),
+            ("reason", Some(last.0.reason.as_str().to_owned())),
+        ],
+        (None, Some(_)) => vec![("destination", None), ("node", None), ("reason", Some("no request yet".to_owned()))],
+        (None, None) => vec![
+            ("destination", Some("primary".to_owned())),
+            ("node", None),
+            ("reason", Some("nothing to choose from: one server, or session mode".to_owned())),
+        ],
+    }
+}
+
+/// What one of our settings is where the client has not set it.
+pub(super) fn default_of(name: &str, pools: &PoolSet) -> String {
+    match name {
+        "route" => "auto".to_owned(),
+        "consistency" => {
+            let consistency = pools.routes().map(|routes| routes.config.consistency).unwrap_or_default();
+            consistency.as_str().to_owned()
+        }
+        _ => "0/0".to_owned(),
+    }
+}
+
+/// Whether a client may set one of our settings to a value.
+pub(super) fn check_setting(name: &str, value: &str) -> Result<(), Report> {
+    let (is_right, hint) = match name {
+        "route" => (Wish::parse(value).is_some(), "Available values: auto, primary, replica."),
+        "consistency" => (Consistency::parse(value).is_some(), "Available values: session, eventual, primary, global."),
+        "min_lsn" => (value.trim().parse::<Lsn>().is_ok(), "Write a position of the log, such as 0/16B3748."),
+        _ => {
+            let message = format!("unrecognized configuration parameter \"ambassador.{name}\"");
+            return Err(Report::as_postgres(SqlState::UNDEFINED_OBJECT, message)
+                .hint("There are ambassador.route, ambassador.consistency and ambassador.min_lsn."));
+        }
+    };
+    if is_right || value == "default" { Ok(()) } else { Err(invalid_value(name, value, hint)) }
 }
 
 /// Where a request may go, as far as it alone goes.

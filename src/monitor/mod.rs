@@ -313,6 +313,22 @@ impl Monitor {
         }
     }
 
+    /// Waits until the position is known of all that a session has written and seen. False if that was not so in time.
+    pub async fn position(&self, causal: &mut Causal, deadline: Instant) -> bool {
+        let mut watcher = self.watcher();
+        loop {
+            let topology = watcher.get();
+            causal.settle(topology);
+            if causal.lsn(topology).is_ok() {
+                return true;
+            }
+            self.want_sample();
+            if tokio::time::timeout_at(deadline.into(), watcher.changed()).await.is_err() {
+                return false;
+            }
+        }
+    }
+
     /// Waits until a replica has all that a session needs. False if that was not so in time.
     pub async fn freshness(
         &self,

@@ -109,7 +109,7 @@ impl Session {
         true
     }
 
-    fn end_batch_without_server(&mut self, to_client: &mut Vec<u8>) {
+    pub(super) fn end_batch_without_server(&mut self, to_client: &mut Vec<u8>) {
         self.batch = self.batch.wrapping_add(1);
         self.completed += 1;
         reply::ready(to_client, self.tx);
