@@ -12,7 +12,9 @@ use super::route::{self, Go, LOOK_AGAIN, Router};
 use crate::listen::Hubs;
 use crate::net::{Stream, scratch};
 use crate::pool::{Lease, LeaseError, Member, Pool, PoolSet, Stats, Wait, Wish};
-use crate::session::{Interners, Next, Outbound, OwnRequest, Parting, Pins, PoolMode, ServerLoss, Session, Violation};
+use crate::session::{
+    AtRest, Interners, Next, Outbound, OwnRequest, Parting, Pins, PoolMode, ServerLoss, Session, Violation,
+};
 use crate::wire::{FrameError, Report, SqlState, TxStatus};
 use std::future::Future;
 use std::io;
@@ -823,7 +825,7 @@ impl Relay {
         loop {
             head.clear();
             let rest = &data[at..];
-            if matches!(&self.server, Server::Leased(lease) if !attached && self.session.is_at_rest(&lease.side)) {
+            if matches!(self.server, Server::Leased(_)) && !attached {
                 match self.ask_ambassador(rest, answer) {
                     Asked::No => {}
                     Asked::Answered(len) => {
@@ -953,10 +955,21 @@ impl Relay {
         if !matches!(first, Some(b's' | b'S')) {
             return Asked::No;
         }
-        match self.session.own_request(input) {
-            None => Asked::No,
-            Some(request) => self.answer_own(&request, input, answer),
+        if self.session.is_mid_request() {
+            return Asked::No;
         }
+        let Some(request) = self.session.own_request(input) else { return Asked::No };
+        if let Server::Leased(lease) = &self.server {
+            match self.session.is_at_rest(&lease.side) {
+                AtRest::Yes => {}
+                AtRest::Soon => {
+                    self.quiet = true;
+                    return Asked::Later;
+                }
+                AtRest::No => return Asked::No,
+            }
+        }
+        self.answer_own(&request, input, answer)
     }
 
     #[cold]
@@ -1019,6 +1032,12 @@ impl Relay {
         }
     }
 
+    /// Whether the primary is another server by now than the one that was waited for.
+    fn has_moved(&self, lease: &Lease) -> bool {
+        let for_replica = self.router.as_ref().is_some_and(|router| router.is_for_replica());
+        !for_replica && self.upstream.pools.has_moved(lease)
+    }
+
     /// Goes on with a wait for a probe.
     fn poll_route(&mut self, cx: &mut Context<'_>) -> Step {
         let Some(router) = &mut self.router else { return Step::Stuck };
@@ -1070,7 +1089,7 @@ impl Relay {
             lease.pool().stats.record_wait(self.clock.now().saturating_duration_since(since));
         }
         match lease {
-            Ok(lease) if !self.takes(&lease) => {
+            Ok(lease) if !self.takes(&lease) || self.has_moved(&lease) => {
                 let now = self.clock.now();
                 lease.finish(now);
                 self.decide_again();

@@ -493,7 +493,11 @@ impl Router {
     pub(super) fn sends(&mut self) {
         if let Some(UnderWay { reads, unsent, .. }) = &mut self.under_way {
             *reads &= *unsent;
-            *unsent = false;
+            if !std::mem::take(unsent)
+                && let Some(last) = &mut self.last
+            {
+                last.reason = Reason::Kept;
+            }
         }
     }
 

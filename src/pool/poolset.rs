@@ -212,12 +212,20 @@ impl PoolSet {
         lease.side.is_in_recovery() && self.demote(lease)
     }
 
+    /// Whether the primary is another server by now than the one that this connection leads to.
+    pub fn has_moved(&self, lease: &Lease) -> bool {
+        let state = self.read();
+        let Some((monitor, _)) = &state.monitor else { return false };
+        monitor.primary().and_then(|at| state.pools.get(at)).is_none_or(|pool| pool.node.id != lease.pool().node.id)
+    }
+
     #[cold]
     fn demote(&self, lease: &Lease) -> bool {
         let Some(monitor) = self.monitor() else { return false };
         // A connection from before a promotion hears of it only with its next answer, and is as good as any.
         let topology = monitor.topology();
-        if topology.primary().is_some_and(|primary| primary.sampled > lease.entry.connected) {
+        let is_it = |node: NodeId| node == lease.pool().node.id;
+        if topology.primary().is_some_and(|primary| is_it(primary.id) && primary.sampled > lease.entry.connected) {
             return false;
         }
         monitor.demote(lease.pool().node.id, "it says that it is in recovery");

@@ -36,6 +36,8 @@ macro_rules! reasons {
 reasons! {
     /// To a replica: it only reads.
     Read = "read";
+    /// To where the client is: it keeps its server, or is in the middle of something there. Not counted.
+    Kept = "server kept";
     /// To a replica: its transaction is READ ONLY.
     ReadOnlyTransaction = "read-only transaction";
     /// A comment in front of the statement says so.

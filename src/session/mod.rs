@@ -33,7 +33,7 @@ use std::sync::Arc;
 pub use channels::Name as ChannelName;
 pub use loss::ServerLoss;
 pub use outbound::Outbound;
-pub use own::{OwnRequest, invalid_value};
+pub use own::{AtRest, OwnRequest, invalid_value};
 pub use pin::{Pin, Pins};
 pub use request::{Extent, LONGEST_REQUEST, Spoken};
 pub use second_try::Refusal;

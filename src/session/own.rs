@@ -115,6 +115,17 @@ pub fn invalid_value(name: &str, value: &str, hint: &str) -> Report {
     .hint(hint)
 }
 
+/// Whether an answer of ours may come in between those of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtRest {
+    /// It may.
+    Yes,
+    /// As soon as the server has answered.
+    Soon,
+    /// It may not.
+    No,
+}
+
 /// A message of a batch, to be answered.
 enum Part {
     Parse,
@@ -148,17 +159,23 @@ impl Session {
         OwnRequest::of(text, self.standard_strings)
     }
 
-    /// Whether a request that comes now may be answered without the server that is attached: it owes nothing, and the
-    /// transaction, if there is one, is sound.
-    #[inline]
-    pub fn is_at_rest(&self, server: &ServerSide) -> bool {
-        !server.is_busy() && self.body.is_none() && self.is_quiet(server)
+    /// Whether what comes next is not the beginning of a message, or is to be dropped.
+    pub fn is_mid_request(&self) -> bool {
+        self.body.is_some() || self.skipping || self.at_fence
     }
 
-    fn is_quiet(&self, server: &ServerSide) -> bool {
+    /// Whether a request that comes now may be answered without the server that is attached: it owes nothing, and the
+    /// transaction, if there is one, is sound.
+    pub fn is_at_rest(&self, server: &ServerSide) -> AtRest {
         let pipeline = &server.pipeline;
-        let between = !pipeline.batch_open && !pipeline.skipping && !self.skipping && !self.at_fence;
-        between && pipeline.copy == Copy::None && self.tx != TxStatus::Failed
+        if pipeline.batch_open || pipeline.skipping || pipeline.copy != Copy::None {
+            return AtRest::No;
+        }
+        match server.is_busy() {
+            true => AtRest::Soon,
+            false if self.tx == TxStatus::Failed => AtRest::No,
+            false => AtRest::Yes,
+        }
     }
 
     /// Answers such a request with one row. Gives how many bytes it has; none if it is more than that.
