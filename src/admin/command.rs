@@ -66,6 +66,7 @@ tables! {
     Config = "CONFIG", "settings, their defaults, and whether RELOAD or SET changes them";
     Databases = "DATABASES", "configured databases";
     Help = "HELP", "this list";
+    Learned = "LEARNED", "statements that a replica has refused: for a while they go to the primary";
     Listeners = "LISTENERS", "connections that listen for clients (LISTEN)";
     Lists = "LISTS", "how many of everything there are";
     Mem = "MEM", "memory";

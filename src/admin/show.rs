@@ -8,13 +8,14 @@ use crate::client::entry::ClientState;
 use crate::config::Setting;
 use crate::listen::Status;
 use crate::monitor::Monitor;
-use crate::pool::{GateState, Node, PoolSet, Totals};
+use crate::pool::{GateState, Learned, Node, PoolName, PoolSet, Routes, Totals};
 use crate::routing::balance::{Unfit, is_fit};
 use crate::routing::{NodeView, Policy, Tick};
 use crate::server::{ServerEntry, ServerState};
 use crate::session::PoolMode;
 use crate::wire::reply::ColumnType;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 /// A value of a row.
@@ -79,6 +80,7 @@ pub fn describe(command: &Command) -> Columns {
                  current_client_connections:i paused:i disabled:i",
             ),
             Table::Help => columns("command description"),
+            Table::Learned => columns("database user text why uses:b age_seconds:b"),
             Table::Listeners => columns(
                 "database encoding server remote_pid:i channels:i clients:i notifications:b delivered:b lost:b \
                  connected_seconds:b",
@@ -146,6 +148,7 @@ pub fn rows(table: Table, operator: &Operator) -> Vec<Vec<Cell>> {
         Table::Config => operator.settings().iter().map(config_row).collect(),
         Table::Databases => databases(operator),
         Table::Help => help(),
+        Table::Learned => learned(operator),
         Table::Listeners => operator.context.hubs.status().iter().map(listener_row).collect(),
         Table::Lists => lists(operator),
         Table::Mem => memory(operator),
@@ -379,6 +382,23 @@ fn listener_row(hub: &Status) -> Vec<Cell> {
         int(hub.lost),
         seconds,
     ]
+}
+
+/// The set of pools of each database and user whose reads are routed, and what they are routed by.
+fn routed(operator: &Operator) -> impl Iterator<Item = (PoolName, Arc<Routes>)> {
+    let sets = operator.context.directory.sets().into_iter();
+    sets.filter_map(|set| Some((set.name.clone(), set.routes()?)))
+}
+
+fn learned(operator: &Operator) -> Vec<Vec<Cell>> {
+    let row = |name: &PoolName, known: Learned| {
+        let age = int(known.at.elapsed().as_secs());
+        vec![text(&name.database), text(&name.user), text(known.text), text(known.why), int(known.uses), age]
+    };
+    let rows = |(name, routes): (PoolName, Arc<Routes>)| {
+        routes.record().all_learned().into_iter().map(|known| row(&name, known)).collect::<Vec<_>>()
+    };
+    routed(operator).flat_map(rows).collect()
 }
 
 fn nodes(operator: &Operator) -> Vec<Vec<Cell>> {

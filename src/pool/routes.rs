@@ -3,7 +3,7 @@
 use super::Pool;
 use super::directory::RoutingConfig;
 use crate::monitor::{Knowledge, Login, Monitor};
-use crate::routing::{Destination, NodeId, Reason};
+use crate::routing::{Destination, NodeId, Reason, verdict};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 const MOST_LEARNED: usize = 1000;
 /// For how long.
 const REMEMBERED: Duration = Duration::from_secs(600);
-/// How much of such a text is shown.
+/// How much of such a text is looked at, and how much of that is shown.
+const LOOKED_AT: usize = 1000;
 const SHOWN: usize = 200;
 
 /// Where requests of one database and user may go, and where they went.
@@ -45,7 +46,7 @@ pub struct Record {
 /// A text that a replica has refused.
 #[derive(Debug, Clone)]
 pub struct Learned {
-    /// Its beginning.
+    /// Its beginning, without constants.
     pub text: Box<str>,
     /// The replica's words.
     pub why: &'static str,
@@ -124,8 +125,7 @@ impl Record {
         {
             learned.remove(&oldest);
         }
-        let text = String::from_utf8_lossy(&text[..text.len().min(SHOWN)]).into();
-        learned.insert(fingerprint, Learned { text, why, at: now, uses: 0 });
+        learned.insert(fingerprint, Learned { text: shown(text), why, at: now, uses: 0 });
         self.learned_count.store(learned.len(), Ordering::Relaxed);
     }
 
@@ -148,6 +148,16 @@ impl Record {
         all.sort_by_key(|known| std::cmp::Reverse(known.at));
         all
     }
+}
+
+/// The beginning of a text, as far as it may be shown.
+fn shown(text: &[u8]) -> Box<str> {
+    let text = &text[..text.len().min(LOOKED_AT)];
+    // What a backslash means depends on the session: behind one, a constant could pass for something else.
+    let plain = text.iter().position(|&byte| byte == b'\\').unwrap_or(text.len());
+    let mut shown = verdict::shape(&text[..plain], true);
+    shown.truncate(shown.floor_char_boundary(SHOWN));
+    shown.into()
 }
 
 impl Routes {
@@ -194,6 +204,22 @@ mod tests {
         assert_eq!(record.all_learned()[0].uses, 1);
         assert!(!record.knows(1999, now + REMEMBERED + Duration::from_secs(2)));
         assert_eq!(record.all_learned().len(), MOST_LEARNED - 1);
+    }
+
+    #[test]
+    fn what_is_learnt_is_shown_without_constants() {
+        let record = Record::default();
+        let texts = ["select f('secret', 1)", "select f(E'\\'secret')", "select 'secret\\', 'secret', 'secret"];
+        for (key, text) in texts.into_iter().enumerate() {
+            record.learn(key as u64, text.as_bytes(), "refused", Instant::now());
+        }
+        record.learn(9, "select g() -- x".repeat(100).as_bytes(), "refused", Instant::now());
+        let shown = record.all_learned();
+        assert!(
+            shown.iter().all(|known| known.text.starts_with("select") && !known.text.contains("secret")),
+            "{shown:?}"
+        );
+        assert!(shown.iter().all(|known| known.text.len() <= SHOWN), "{shown:?}");
     }
 
     #[test]

@@ -140,6 +140,43 @@ pub fn fingerprint(text: &[u8], standard_strings: bool) -> u64 {
     }
 }
 
+/// What a text looks like without its constants and comments: for people, and nobody's secrets. It ends where it is not
+/// understood.
+pub fn shape(text: &[u8], standard_strings: bool) -> String {
+    let mut shape = Vec::with_capacity(text.len());
+    let mut lexer = Lexer::new(text, standard_strings);
+    loop {
+        let before = lexer.offset();
+        let token = lexer.next_token();
+        let written = text.get(before..lexer.offset()).unwrap_or_default();
+        let apart = written.first().is_some_and(u8::is_ascii_whitespace)
+            || written.starts_with(b"--")
+            || written.starts_with(b"/*");
+        if apart && !shape.is_empty() && token != Token::End {
+            shape.push(b' ');
+        }
+        match token {
+            Token::End => break,
+            Token::Broken => {
+                shape.extend(b"...");
+                break;
+            }
+            Token::Word(word) => shape.extend(word),
+            Token::Quoted(name) => shape.extend([b"\"", name, b"\""].concat()),
+            Token::Str(..) | Token::Number(_) => shape.push(b'?'),
+            Token::Param => {
+                shape.extend(written.iter().rposition(|&b| b == b'$').map_or(&b""[..], |at| &written[at..]))
+            }
+            Token::Punct(_) if [&b"::"[..], b":=", b".."].iter().any(|two| written.ends_with(two)) => {
+                shape.extend(&written[written.len() - 2..]);
+            }
+            Token::Punct(byte) => shape.push(byte),
+            Token::Operator(operator) => shape.extend(operator),
+        }
+    }
+    String::from_utf8_lossy(&shape).into_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,5 +223,18 @@ mod tests {
         assert_eq!(of("select f(1, 'a') -- x"), of("SELECT  f($1, 'b')"));
         assert_ne!(of("select f(1)"), of("select g(1)"));
         assert_ne!(of("select \"f\"(1)"), of("select f(1)"));
+    }
+
+    #[test]
+    fn a_shape_shows_no_constant_and_no_comment() {
+        for (text, expected) in [
+            ("select f(1, 'a', $2) -- secret", "select f(?, ?, $2)"),
+            ("/* secret */select  $$secret$$::text, E'\\'secret'\n from \"T\" t", "select ?::text, ? from \"T\" t"),
+            ("select a[1:2], 3.5e1 where x<>0x1f", "select a[?:?], ? where x<>?"),
+            ("select 'secret", "select ..."),
+            ("", ""),
+        ] {
+            assert_eq!(shape(text.as_bytes(), true), expected, "{text}");
+        }
     }
 }
