@@ -90,6 +90,10 @@ metrics_table! {
     NODE_LAG_SECONDS = "pg_ambassador_node_lag_seconds", Gauge, Some(Unit::Seconds), "The same as time.";
     NODE_PROBE_SECONDS = "pg_ambassador_node_probe_seconds", Gauge, Some(Unit::Seconds), "How long a server takes to answer a probe, smoothed.";
     NODE_PROBE_AGE = "pg_ambassador_node_probe_age_seconds", Gauge, Some(Unit::Seconds), "How long ago a server last answered one.";
+    NODE_OUTSTANDING = "pg_ambassador_node_outstanding", Gauge, None, "Requests that a server has under way, of databases with several servers.";
+    NODE_READ_SECONDS = "pg_ambassador_node_read_seconds", Gauge, Some(Unit::Seconds), "How long reads on a replica take, smoothed.";
+    NODE_SPILLED = "pg_ambassador_node_spilled", Gauge, None, "Reads that the primary has under way because every replica is busy.";
+    NODE_READS = "pg_ambassador_node_reads_total", Counter, None, "Reads that a replica has served.";
     RELOADS = "pg_ambassador_reloads_total", Counter, None, "Reloads of the configuration, by result.";
     WORKER_LAG = "pg_ambassador_worker_lag_seconds", Gauge, Some(Unit::Seconds), "How long ago the slowest worker's event loop was last seen to turn.";
 }

@@ -84,7 +84,7 @@ fn tables() -> Vec<(&'static str, String)> {
             "NODES",
             words(
                 "database host port role state why tier zone region timeline lsn lag_bytes lag_ms rtt_us weight \
-                 probe_age_ms state_seconds generation",
+                 outstanding latency_us reads reads_percent probe_age_ms state_seconds generation",
             ),
         ),
         ("STATE", "key value".into()),

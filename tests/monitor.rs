@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 /// What SHOW NODES says of each server, by its port.
 fn nodes(ambassador: &Ambassador) -> BTreeMap<u16, BTreeMap<&'static str, String>> {
-    const COLUMNS: [&str; 18] = [
+    const COLUMNS: [&str; 22] = [
         "database",
         "host",
         "port",
@@ -23,6 +23,10 @@ fn nodes(ambassador: &Ambassador) -> BTreeMap<u16, BTreeMap<&'static str, String
         "lag_ms",
         "rtt_us",
         "weight",
+        "outstanding",
+        "latency_us",
+        "reads",
+        "reads_percent",
         "probe_age_ms",
         "state_seconds",
         "generation",

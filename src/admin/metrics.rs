@@ -128,6 +128,11 @@ fn render_nodes(telemetry: &Telemetry, monitor: &Monitor) {
         telemetry.gauge(&t::NODE_LAG_SECONDS, &labels, node.lag.unwrap_or_default().as_secs_f64());
         telemetry.gauge(&t::NODE_PROBE_SECONDS, &labels, node.rtt.as_secs_f64());
         telemetry.gauge(&t::NODE_PROBE_AGE, &labels, node.sampled.elapsed().as_secs_f64());
+        let meter = &member.meter;
+        telemetry.gauge(&t::NODE_OUTSTANDING, &labels, f64::from(meter.outstanding()));
+        telemetry.gauge(&t::NODE_READ_SECONDS, &labels, f64::from(meter.latency_us()) / 1e6);
+        telemetry.gauge(&t::NODE_SPILLED, &labels, f64::from(meter.spilled()));
+        telemetry.set(&t::NODE_READS, &labels, meter.reads());
     }
 }
 

@@ -7,7 +7,7 @@ use crate::client::ClientEntry;
 use crate::client::entry::ClientState;
 use crate::config::Setting;
 use crate::listen::Status;
-use crate::monitor::Monitor;
+use crate::monitor::{Member, Monitor};
 use crate::pool::{GateState, Learned, Node, PoolName, PoolSet, Routes, Totals};
 use crate::routing::balance::{Unfit, is_fit};
 use crate::routing::{NodeView, Policy, Tick};
@@ -89,7 +89,7 @@ pub fn describe(command: &Command) -> Columns {
             Table::Mem => columns("name size:i used:i free:i memtotal:b"),
             Table::Nodes => columns(
                 "database host port:i role state why tier:i zone region timeline:i lsn lag_bytes:b lag_ms:b rtt_us:b weight:i \
-                 probe_age_ms:b state_seconds:b generation:b",
+                 outstanding:i latency_us:b reads:b reads_percent:i probe_age_ms:b state_seconds:b generation:b",
             ),
             Table::Pins => {
                 columns("client_id:b server_id:b database user reasons pinned_time seconds:b application_name")
@@ -421,11 +421,13 @@ fn option<T>(value: Option<T>, cell: impl FnOnce(T) -> Cell) -> Cell {
 
 fn watched(database: &str, monitor: &Monitor, policy: &Policy) -> Vec<Vec<Cell>> {
     let topology = monitor.topology();
-    let row = |node: &NodeView| {
+    let sum: u64 = monitor.members().iter().map(|member| member.meter.reads()).sum();
+    let row = |(node, member): (&NodeView, &Member)| {
         let why = node.state.why().or_else(|| {
             let unfit = is_fit(node, policy).err().filter(|unfit| *unfit != Unfit::NoReplica);
             unfit.map(|unfit| unfit.as_str().to_owned())
         });
+        let reads = member.meter.reads();
         let why = why.or_else(|| node.paused.then(|| "replay is paused".to_owned()));
         vec![
             text(database),
@@ -443,18 +445,22 @@ fn watched(database: &str, monitor: &Monitor, policy: &Policy) -> Vec<Vec<Cell>>
             option(node.lag, |lag| int(lag.as_millis())),
             int(node.rtt.as_micros()),
             int(node.weight),
+            int(member.meter.outstanding()),
+            int(member.meter.latency_us()),
+            int(reads),
+            int((100 * reads).checked_div(sum).unwrap_or(0)),
             if node.tick == Tick(0) { Cell::Null } else { int(node.sampled.elapsed().as_millis()) },
             int(node.since.elapsed().as_secs()),
             int(topology.generation),
         ]
     };
-    topology.nodes.iter().map(row).collect()
+    topology.nodes.iter().zip(monitor.members()).map(row).collect()
 }
 
 fn unwatched(database: &str, node: &Node) -> Vec<Cell> {
     let mut row = vec![text(database), text(node.address.host()), int(node.address.port())];
     row.extend([text("unknown"), text("not watched")]);
-    row.extend(std::iter::repeat_n(Cell::Null, 13));
+    row.extend(std::iter::repeat_n(Cell::Null, 17));
     row
 }
 
