@@ -94,6 +94,8 @@ metrics_table! {
     NODE_READ_SECONDS = "pg_ambassador_node_read_seconds", Gauge, Some(Unit::Seconds), "How long reads on a replica take, smoothed.";
     NODE_SPILLED = "pg_ambassador_node_spilled", Gauge, None, "Reads that the primary has under way because every replica is busy.";
     NODE_READS = "pg_ambassador_node_reads_total", Counter, None, "Reads that a replica has served.";
+    ROUTED = "pg_ambassador_routed_total", Counter, None, "Requests of databases with several servers, by where they went and why.";
+    RETRIED = "pg_ambassador_retried_reads_total", Counter, None, "Reads that were sent once more, to the primary, because a replica had refused them or was lost.";
     RELOADS = "pg_ambassador_reloads_total", Counter, None, "Reloads of the configuration, by result.";
     WORKER_LAG = "pg_ambassador_worker_lag_seconds", Gauge, Some(Unit::Seconds), "How long ago the slowest worker's event loop was last seen to turn.";
 }

@@ -26,6 +26,7 @@ mod pooling;
 mod prepared_without_a_server;
 mod reads;
 mod routing;
+mod seeing;
 mod server_loss;
 mod slow;
 mod smoke;

@@ -73,6 +73,7 @@ tables! {
     Nodes = "NODES", "servers of each database: what they are, how far behind, how near, and why they are not used";
     Pins = "PINS", "clients that keep their server between transactions, and why";
     Pools = "POOLS", "pools: clients and servers by what they are doing";
+    Routes = "ROUTES", "how many requests went to replicas and to the primary, and why";
     Servers = "SERVERS", "server connections";
     State = "STATE", "whether the pooler is active, paused or suspended";
     Stats = "STATS", "totals and averages for each database";

@@ -4,7 +4,7 @@ use crate::client::entry::ClientState;
 use crate::client::{Clients, Context};
 use crate::listen::Hubs;
 use crate::monitor::Monitor;
-use crate::pool::{GateState, Pool, PoolName, Totals};
+use crate::pool::{GateState, Pool, PoolName, Routes, Totals};
 use crate::routing::Role;
 use crate::server::ServerState;
 use crate::session::Pin;
@@ -72,6 +72,9 @@ pub fn render(telemetry: &Telemetry, context: &Context, vitals: Vitals) -> Strin
         telemetry.gauge(&t::POOL_CLIENTS, &names, float(set.clients()));
         telemetry.gauge(&t::POOL_WAITING, &names, float(waiting));
         telemetry.gauge(&t::POOL_MAX_WAIT, &names, longest.as_secs_f64());
+        if let Some(routes) = set.routes() {
+            render_routes(telemetry, &routes, names);
+        }
         for (at, pool) in set.pools().iter().enumerate() {
             let address = pool.node.address.to_string();
             let labels = [names[0], names[1], ("server", address.as_str())];
@@ -134,6 +137,14 @@ fn render_nodes(telemetry: &Telemetry, monitor: &Monitor) {
         telemetry.gauge(&t::NODE_SPILLED, &labels, f64::from(meter.spilled()));
         telemetry.set(&t::NODE_READS, &labels, meter.reads());
     }
+}
+
+fn render_routes(telemetry: &Telemetry, routes: &Routes, names: [(&'static str, &str); 2]) {
+    for (to, reason, count) in routes.record().counts() {
+        let labels = [names[0], names[1], ("destination", to.as_str()), ("reason", reason.as_str())];
+        telemetry.set(&t::ROUTED, &labels, count);
+    }
+    telemetry.set(&t::RETRIED, &names, routes.record().retried());
 }
 
 fn render_pool(telemetry: &Telemetry, pool: &Pool, unassigned: &Totals, labels: &[(&'static str, &str); 3]) {

@@ -10,7 +10,7 @@ use crate::listen::Status;
 use crate::monitor::{Member, Monitor};
 use crate::pool::{GateState, Learned, Node, PoolName, PoolSet, Routes, Totals};
 use crate::routing::balance::{Unfit, is_fit};
-use crate::routing::{NodeView, Policy, Tick};
+use crate::routing::{Destination, NodeView, Policy, Reason, Tick};
 use crate::server::{ServerEntry, ServerState};
 use crate::session::PoolMode;
 use crate::wire::reply::ColumnType;
@@ -99,6 +99,7 @@ pub fn describe(command: &Command) -> Columns {
                  sv_active_cancel:i sv_being_canceled:i sv_idle:i sv_used:i sv_tested:i sv_login:i maxwait:i maxwait_us:i \
                  pool_mode load_balance_hosts",
             ),
+            Table::Routes => columns("database user destination reason requests:b"),
             Table::State => columns("key value"),
             Table::Stats => with_database(STATS),
             Table::StatsAverages => with_database(AVERAGES),
@@ -155,6 +156,7 @@ pub fn rows(table: Table, operator: &Operator) -> Vec<Vec<Cell>> {
         Table::Nodes => nodes(operator),
         Table::Pins => operator.context.clients.all().iter().filter_map(|client| pin_row(client)).collect(),
         Table::Pools => pools(operator),
+        Table::Routes => routes(operator),
         Table::State => {
             let paused = operator.is_paused();
             let yes = |is: bool| text(if is { "yes" } else { "no" });
@@ -397,6 +399,16 @@ fn learned(operator: &Operator) -> Vec<Vec<Cell>> {
     };
     let rows = |(name, routes): (PoolName, Arc<Routes>)| {
         routes.record().all_learned().into_iter().map(|known| row(&name, known)).collect::<Vec<_>>()
+    };
+    routed(operator).flat_map(rows).collect()
+}
+
+fn routes(operator: &Operator) -> Vec<Vec<Cell>> {
+    let rows = |(name, routes): (PoolName, Arc<Routes>)| {
+        let row = |(to, reason, count): (Destination, Reason, u64)| {
+            vec![text(&name.database), text(&name.user), text(to.as_str()), text(reason.as_str()), int(count)]
+        };
+        routes.record().counts().into_iter().map(row).collect::<Vec<_>>()
     };
     routed(operator).flat_map(rows).collect()
 }
