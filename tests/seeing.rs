@@ -1,6 +1,6 @@
 //! Seeing where statements go and why: SHOW LEARNED, SHOW ROUTES, SHOW NODES, metrics, EXPLAIN ROUTE.
 
-use crate::support::{Ambassador, Client, cluster, wait_until};
+use crate::support::{Ambassador, Client, cluster, shared, url, wait_until};
 use pg_ambassador::demo::cluster::{Cluster, Options};
 use std::collections::BTreeMap;
 
@@ -114,4 +114,110 @@ fn reads_are_counted_for_each_server() {
         let line = format!("pg_ambassador_node_reads_total{{server=\"127.0.0.1:{port}\"}} {reads}\n");
         assert!(metrics.contains(&line), "{line} is not in\n{metrics}");
     }
+}
+
+/// What EXPLAIN ROUTE says: a line for each server.
+fn explain(ambassador: &Ambassador, sql: &str) -> Vec<BTreeMap<&'static str, String>> {
+    const COLUMNS: [&str; 10] =
+        ["database", "user", "verdict", "destination", "reason", "culprit", "server", "role", "percent", "remark"];
+    let mut console = Client::login(ambassador.port, &[("user", "ambassador"), ("database", "ambassador")]);
+    let rows = console.query(&format!("EXPLAIN ROUTE {sql}"));
+    let named = |row: Vec<Option<String>>| {
+        assert_eq!(row.len(), COLUMNS.len());
+        COLUMNS.into_iter().zip(row.into_iter().map(Option::unwrap_or_default)).collect()
+    };
+    rows.into_iter().map(named).collect()
+}
+
+#[test]
+fn explain_route_says_what_then_happens() {
+    let (cluster, ports) = replicated(1);
+    let made = "create function quiet(int) returns int language sql stable as 'select $1'; \
+                create function loud(int) returns int language sql volatile as 'select $1'; \
+                create function late() returns pg_lsn language plpgsql stable as 'begin return pg_current_wal_lsn(); end'; \
+                create view through as select loud(1); create table plain (a int); create sequence numbers";
+    cluster.psql(0, made).unwrap();
+    // It is the replica that is asked what functions there are.
+    wait_until("the replica has it all", || cluster.psql(1, "select to_regclass('numbers')").unwrap() == "numbers");
+    let ambassador = routed(&ports, "", &[]);
+    let mut client = Client::new(ambassador.port);
+    for (sql, culprit) in [
+        (WHERE, ""),
+        ("select ';' || $$;$$ -- ; insert", ""),
+        ("select quiet(1)", ""),
+        ("select quiet(1), loud(2)", "loud"),
+        ("table through", "through"),
+        ("select nextval('numbers')", "nextval"),
+        ("insert into plain values (1)", "insert"),
+        ("select 1; delete from plain", "delete"),
+        ("select * from plain for share", ""),
+        ("select a into other from plain", ""),
+        ("show server_version", ""),
+        ("explain select 1", ""),
+        ("copy plain to stdout", ""),
+        ("set work_mem = '1MB'", ""),
+        ("/* ambassador: primary */ select 1", ""),
+        ("/* ambassador: replica */ select loud(1)", "loud"),
+        ("select pg_is_in_recovery()", "pg_is_in_recovery"),
+    ] {
+        // A session that has read on the primary may have to wait for a replica: each is a new one.
+        client = Client::new(ambassador.port);
+        let said = explain(&ambassador, sql);
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(said.iter().all(|row| row["culprit"] == culprit), "{sql}: {said:?}");
+        let before = counts(&ambassador);
+        client.query(sql);
+        let mut after = counts(&ambassador);
+        after.retain(|key, count| before.get(key) != Some(count));
+        let went: Vec<_> = after.into_keys().collect();
+        assert_eq!(went, [(said[0]["destination"].clone(), said[0]["reason"].clone())], "{sql}");
+        let percents: Vec<&str> = said.iter().map(|row| row["percent"].as_str()).collect();
+        let expected = if went[0].0 == "replica" { ["0", "100"] } else { ["100", "0"] };
+        assert_eq!(percents, expected, "{sql}: {said:?}");
+    }
+    // What a replica has refused.
+    assert_eq!(explain(&ambassador, "select late()")[0]["reason"], "read");
+    wait_until("a replica has refused it", || {
+        client.query("select late()");
+        !ambassador.show("LEARNED").is_empty()
+    });
+    assert_eq!(explain(&ambassador, "SELECT late()")[0]["reason"], "learned");
+}
+
+#[test]
+fn explain_route_says_why_a_server_gets_no_reads() {
+    let (cluster, ports) = replicated(2);
+    let ambassador = routed(&ports, "&zones=here,here,there", &["--set", "zone=here", "--set", "max_lag=1s"]);
+    let remark = |port: u16| {
+        let said = explain(&ambassador, "FOR postgres select 1");
+        said.into_iter().find(|row| row["server"] == format!("127.0.0.1:{port}")).unwrap()
+    };
+    assert_eq!(remark(ports[0])["remark"], "it is the primary");
+    wait_until("the nearer one gets all", || remark(ports[1])["percent"] == "100");
+    assert_eq!(remark(ports[2])["remark"], "tier 0 is nearer than tier 2, and has room");
+    cluster.psql(1, "select pg_wal_replay_pause()").unwrap();
+    let mut client = Client::new(ambassador.port);
+    client.query("create table behind ()");
+    wait_until("the nearer one lags", || remark(ports[1])["remark"].starts_with("lagging: "));
+    assert_eq!((remark(ports[1])["percent"].as_str(), remark(ports[2])["percent"].as_str()), ("0", "100"));
+    cluster.stop(2, "immediate").unwrap();
+    wait_until("the other is down", || remark(ports[2])["remark"].starts_with("down: "));
+    let said = remark(ports[0]);
+    assert_eq!((said["destination"].as_str(), said["reason"].as_str()), ("primary", "every replica lags"));
+    assert_eq!((said["verdict"].as_str(), said["percent"].as_str(), said["remark"].as_str()), ("read", "100", ""));
+}
+
+#[test]
+fn explain_route_tells_databases_that_are_not_routed() {
+    let unused = Ambassador::start(&["postgres://127.0.0.1:1,127.0.0.1:2/?sslmode=disable"]);
+    let said = explain(&unused, "FOR shop select 1");
+    assert!(said[0]["database"] == "shop" && said[0]["remark"].starts_with("no client has used it yet"), "{said:?}");
+    let ambassador = Ambassador::start(&[url(shared())]);
+    let unused = explain(&ambassador, "FOR \"postgres\" select f(1)");
+    assert_eq!((unused[0]["database"].as_str(), unused[0]["culprit"].as_str()), ("postgres", "f"));
+    Client::new(ambassador.port).query("select 1");
+    let said = explain(&ambassador, "select 1");
+    assert_eq!((said[0]["destination"].as_str(), said[0]["remark"].as_str()), ("", "it has one server"));
+    let mut console = Client::login(ambassador.port, &[("user", "ambassador"), ("database", "ambassador")]);
+    assert_eq!(console.try_query("EXPLAIN ROUTE").unwrap_err().code(), "42601");
 }

@@ -1,5 +1,7 @@
 //! The console's commands, as text.
 
+use crate::sql::{Lexer, StrKind, Token};
+
 /// A command of the console.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
@@ -9,6 +11,13 @@ pub enum Command {
     Show(Table),
     /// SHOW one setting that drivers ask for.
     ShowSetting(String),
+    /// EXPLAIN ROUTE of a statement, in one database or in all.
+    ExplainRoute {
+        /// The database, by the name that clients write.
+        database: Option<String>,
+        /// The statement: any SQL.
+        sql: String,
+    },
     /// `SELECT 1`, as health checks do.
     SelectOne,
     /// PAUSE one database or all.
@@ -139,6 +148,9 @@ impl Command {
     /// What is wrong, for the user.
     pub fn parse(text: &str) -> Result<Self, String> {
         let invalid = || format!("invalid command '{}', use SHOW HELP;", text.trim());
+        if let Some(explain) = Self::explain_route(text)? {
+            return Ok(explain);
+        }
         let words = words(text)?;
         let upper: Vec<String> = words.iter().map(|word| word.to_ascii_uppercase()).collect();
         let upper: Vec<&str> = upper.iter().map(String::as_str).collect();
@@ -180,6 +192,31 @@ impl Command {
         })
     }
 
+    /// `EXPLAIN ROUTE [FOR database] statement`. The statement is SQL, with quotes, comments and semicolons of its own.
+    fn explain_route(text: &str) -> Result<Option<Self>, String> {
+        let mut lexer = Lexer::new(text.as_bytes(), true);
+        let is =
+            |token: Token<'_>, word: &str| matches!(token, Token::Word(w) if w.eq_ignore_ascii_case(word.as_bytes()));
+        if !is(lexer.next_token(), "explain") || !is(lexer.next_token(), "route") {
+            return Ok(None);
+        }
+        let usage = || "EXPLAIN ROUTE [FOR database] takes a statement".to_owned();
+        let mut database = None;
+        if is(lexer.peek(), "for") {
+            lexer.next_token();
+            let (Token::Word(name) | Token::Quoted(name) | Token::Str(StrKind::Plain, name)) = lexer.next_token()
+            else {
+                return Err(usage());
+            };
+            database = Some(String::from_utf8_lossy(name).replace("\"\"", "\""));
+        }
+        let sql = text.get(lexer.offset()..).unwrap_or_default().trim();
+        if sql.trim_end_matches(';').is_empty() {
+            return Err(usage());
+        }
+        Ok(Some(Self::ExplainRoute { database, sql: sql.to_owned() }))
+    }
+
     fn setting(name: &str) -> Option<Self> {
         DRIVER_SETTINGS.iter().any(|(known, _)| *known == name).then(|| Self::ShowSetting(name.to_owned()))
     }
@@ -192,7 +229,12 @@ impl Command {
     /// Whether only an administrator may do this.
     pub fn needs_admin(&self) -> bool {
         match self {
-            Self::Empty | Self::Show(_) | Self::ShowSetting(_) | Self::SelectOne | Self::SetIgnored => false,
+            Self::Empty
+            | Self::Show(_)
+            | Self::ShowSetting(_)
+            | Self::ExplainRoute { .. }
+            | Self::SelectOne
+            | Self::SetIgnored => false,
             Self::Pause(_)
             | Self::Resume(_)
             | Self::Reconnect(_)
@@ -212,6 +254,7 @@ impl Command {
         match self {
             Self::Empty => "",
             Self::Show(_) | Self::ShowSetting(_) => "SHOW",
+            Self::ExplainRoute { .. } => "EXPLAIN",
             Self::SelectOne => "SELECT 1",
             Self::Pause(_) => "PAUSE",
             Self::Resume(_) => "RESUME",
@@ -264,6 +307,25 @@ mod tests {
             "SET x",
             "PAUSE 'a",
         ] {
+            assert!(Command::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_stands_behind_explain_route_is_sql_of_any_kind() {
+        for (text, database, sql) in [
+            ("EXPLAIN ROUTE select 1;", None, "select 1;"),
+            ("explain route select ';', \"a;b\", $$'$$ -- x", None, "select ';', \"a;b\", $$'$$ -- x"),
+            ("explain/**/route for shop\nselect 1; select 2", Some("shop"), "select 1; select 2"),
+            ("EXPLAIN ROUTE FOR \"my \"\"db\" select 'it is open", Some("my \"db"), "select 'it is open"),
+            ("explain route /* ambassador: primary */ select 1", None, "/* ambassador: primary */ select 1"),
+            ("explain route (select 1)", None, "(select 1)"),
+        ] {
+            let expected = Command::ExplainRoute { database: database.map(str::to_owned), sql: sql.to_owned() };
+            assert_eq!(Command::parse(text), Ok(expected), "{text}");
+        }
+        for text in ["explain route", "explain route ;", "explain route for", "explain route for x", "explain select 1"]
+        {
             assert!(Command::parse(text).is_err(), "{text}");
         }
     }

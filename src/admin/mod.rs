@@ -2,6 +2,7 @@
 
 pub mod command;
 pub mod console;
+mod explain;
 pub mod http;
 pub mod metrics;
 pub mod operator;

@@ -1,6 +1,7 @@
 //! What an operator can see and do, whichever way it is asked for: console, signal, HTTP.
 
 use super::command::{Command, Shutdown};
+use super::explain;
 use super::metrics::{self, Vitals};
 use super::show::{self, Cell};
 use crate::client::Context;
@@ -188,6 +189,11 @@ impl Operator {
             }
             Command::ShowSetting(name) => {
                 answer.rows = vec![vec![Cell::Text(Command::driver_setting(name).to_owned())]]
+            }
+            Command::ExplainRoute { database, sql } => {
+                let no_such = |name: &str| error(SqlState::INVALID_CATALOG_NAME, format!("no such database: {name}"));
+                let rows = explain::rows(self, database.as_deref(), sql);
+                answer.rows = rows.ok_or_else(|| no_such(database.as_deref().unwrap_or_default()))?;
             }
             Command::SelectOne => answer.rows = vec![vec![Cell::Int(1)]],
             Command::SetIgnored => {

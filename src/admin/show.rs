@@ -32,11 +32,11 @@ pub enum Cell {
 /// The columns of a table.
 pub type Columns = Vec<(&'static str, ColumnType)>;
 
-fn text(value: impl ToString) -> Cell {
+pub(super) fn text(value: impl ToString) -> Cell {
     Cell::Text(value.to_string())
 }
 
-fn int(value: impl TryInto<i64>) -> Cell {
+pub(super) fn int(value: impl TryInto<i64>) -> Cell {
     Cell::Int(value.try_into().unwrap_or(i64::MAX))
 }
 
@@ -124,6 +124,7 @@ pub fn describe(command: &Command) -> Columns {
             let name = known.iter().find(|known| *known == name).copied().unwrap_or("setting");
             vec![(name, ColumnType::Text)]
         }
+        Command::ExplainRoute { .. } => columns(super::explain::COLUMNS),
         Command::SelectOne => vec![("?column?", ColumnType::Int4)],
         Command::Empty
         | Command::Pause(_)
@@ -350,6 +351,7 @@ fn databases(operator: &Operator) -> Vec<Vec<Cell>> {
 fn help() -> Vec<Vec<Cell>> {
     let shows = Table::ALL.iter().map(|(_, name, help)| (format!("SHOW {name}"), *help));
     let commands = [
+        ("EXPLAIN ROUTE [FOR db] statement", "where a statement would go now, and why"),
         ("PAUSE [db]", "let transactions end and hold new ones back"),
         ("RESUME [db]", "let them go on"),
         ("RECONNECT [db]", "close server connections as soon as they are free, and open new ones"),
@@ -427,7 +429,7 @@ fn nodes(operator: &Operator) -> Vec<Vec<Cell>> {
     rows
 }
 
-fn option<T>(value: Option<T>, cell: impl FnOnce(T) -> Cell) -> Cell {
+pub(super) fn option<T>(value: Option<T>, cell: impl FnOnce(T) -> Cell) -> Cell {
     value.map_or(Cell::Null, cell)
 }
 

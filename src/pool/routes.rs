@@ -142,6 +142,11 @@ impl Record {
         true
     }
 
+    /// Whether a replica has refused a text lately.
+    pub fn remembers(&self, fingerprint: u64, now: Instant) -> bool {
+        self.learned().get(&fingerprint).is_some_and(|known| now.saturating_duration_since(known.at) < REMEMBERED)
+    }
+
     /// What was learnt, newest first.
     pub fn all_learned(&self) -> Vec<Learned> {
         let mut all: Vec<_> = self.learned().values().cloned().collect();

@@ -6,6 +6,7 @@
 pub mod balance;
 pub mod catalogue;
 pub mod causal;
+pub mod explain;
 pub mod lsn;
 pub mod reason;
 pub mod survey;

@@ -60,6 +60,15 @@ impl Verdict {
         (verdict, access.transaction.filter(|_| access.statements == 1))
     }
 
+    /// Its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Cursor => "cursor",
+            Self::Write(_) => "write",
+        }
+    }
+
     /// The worse of two.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
