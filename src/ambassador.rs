@@ -10,8 +10,8 @@ use crate::drain::{self, Notice, Plan, Signals};
 use crate::listen::{Habits, Hubs};
 use crate::net::listener::{Bound, SocketFile};
 use crate::net::tls::{self, ListenerTls, TlsError};
+use crate::pool::Directory;
 use crate::pool::directory::{Purpose, WILDCARD};
-use crate::pool::{Directory, RoutingConfig};
 use crate::random;
 use crate::session::Interners;
 use crate::telemetry::{LogLevel, Telemetry};
@@ -105,7 +105,6 @@ impl Ambassador {
     /// Wires all parts and starts to listen. To be called inside the runtime of the control thread.
     pub async fn start(config: Config, sources: Sources, log: LogLevel) -> Result<Self, StartError> {
         raise_descriptor_limit();
-        warn_of_replicas(&config);
         let telemetry = Arc::new(Telemetry::new());
         let interners = Arc::new(Interners::default());
         // On this runtime: it lives until all clients have gone, whichever worker they are with.
@@ -377,19 +376,6 @@ async fn prove_start(operator: Arc<Operator>, config: Config) {
     }
     operator.started.store(true, Ordering::Relaxed);
     tracing::info!("ready");
-}
-
-/// Says of settings that somebody has made that they do nothing yet: better now than when a replica is missed.
-fn warn_of_replicas(config: &Config) {
-    for database in &config.directory.databases {
-        if database.routing != RoutingConfig::default() {
-            let names = "consistency, wait_for_replica, max_lag, slow_start, replica_fallback, primary_read_share";
-            tracing::warn!(
-                database = database.name,
-                "this version sends no reads to replicas: {names} have no effect, all statements go to the primary"
-            );
-        }
-    }
 }
 
 /// Every client costs a descriptor: takes all that the system allows.

@@ -123,3 +123,29 @@ fn an_environment_that_is_no_text_does_not_stop_the_program() {
     command.args(["check", "postgres://db"]).env_clear().env("X", std::ffi::OsStr::from_bytes(b"\xff"));
     assert!(command.output().unwrap().status.success());
 }
+
+#[test]
+fn functions_to_be_trusted_are_named_in_a_file_the_environment_or_on_the_command_line() {
+    let text = "url = \"postgres://db\"\nread_functions = [\"geo.distance\", \"area\"]\n\
+                [databases.x]\nhosts = [\"a\"]\n[databases.y]\nhosts = [\"a\"]\nread_functions = [\"only\"]\n";
+    let file = tempfile(text);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pg-ambassador"));
+    let checked = |command: &mut Command| {
+        let output = command.env_clear().output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let of = |key: &str| {
+            let line = text.lines().find(|line| line.split(" =").next().is_some_and(|k| k.trim() == key)).unwrap();
+            line.split_once("= ").unwrap().1.split("  #").next().unwrap().to_owned()
+        };
+        ["read_functions", "databases.x.read_functions", "databases.y.read_functions"].map(of)
+    };
+    command.args(["check", "--config"]).arg(&file.path);
+    assert_eq!(checked(&mut command), ["geo.distance, area", "geo.distance, area", "only"]);
+    command.args(["--set", "read_functions=a.b, c"]);
+    assert_eq!(checked(&mut command), ["a.b, c", "a.b, c", "only"]);
+    let said = check("url = \"postgres://db\"\nread_functions = [\"f(int)\"]\n");
+    assert!(said.contains("FILE:2:18: read_functions: \"f(int)\": write the name of a function"), "{said}");
+    let (good, said) = run(&["check", "postgres://db"], &[("PG_AMBASSADOR_READ_FUNCTIONS", "a.b.c")]);
+    assert!(!good && said.contains("environment PG_AMBASSADOR_READ_FUNCTIONS: read_functions: \"a.b.c\""), "{said}");
+}

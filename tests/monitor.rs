@@ -238,18 +238,6 @@ fn monitor_lets_a_client_hear_at_once_that_its_database_does_not_exist() {
 }
 
 #[test]
-fn who_sets_what_has_no_effect_yet_is_told() {
-    let server = replicated(0, &[]);
-    let url = hosts(&[server.port()]);
-    let said = |option: &str| {
-        let ambassador = Ambassador::start(&[&format!("{url}{option}")]);
-        assert_eq!(Client::new(ambassador.port).value("select 1"), "1");
-        ambassador.log().contains("sends no reads to replicas")
-    };
-    assert!(said("&consistency=eventual") && said("&max_lag=1s") && !said(""));
-}
-
-#[test]
 fn a_server_that_answers_no_probe_is_not_logged_in_at_without_a_pause() {
     let cluster = replicated(1, &[]);
     cluster.psql(0, "create role blind login; revoke execute on function pg_is_in_recovery() from public").unwrap();

@@ -221,3 +221,22 @@ fn explain_route_tells_databases_that_are_not_routed() {
     let mut console = Client::login(ambassador.port, &[("user", "ambassador"), ("database", "ambassador")]);
     assert_eq!(console.try_query("EXPLAIN ROUTE").unwrap_err().code(), "42601");
 }
+
+#[test]
+fn a_function_that_an_operator_vouches_for_runs_on_a_replica() {
+    let (cluster, ports) = replicated(1);
+    let made = "create schema geo; create function geo.near() returns int language sql volatile as 'select inet_server_port()'; \
+                create function geo.far() returns int language sql volatile as 'select inet_server_port()'";
+    cluster.psql(0, made).unwrap();
+    wait_until("the replica has them", || cluster.psql(1, "select to_regproc('geo.far')").unwrap() == "geo.far");
+    let ambassador = routed(&ports, "", &["--set", "read_functions=geo.near,geo.other"]);
+    let mut client = Client::new(ambassador.port);
+    assert_eq!(client.value("select geo.near()"), ports[1].to_string());
+    assert_eq!(client.value("select geo.far()"), ports[0].to_string());
+    // The console changes it while clients are there.
+    let mut console = Client::login(ambassador.port, &[("user", "ambassador"), ("database", "ambassador")]);
+    console.query("SET read_functions = 'geo.far'");
+    wait_until("it is known", || explain(&ambassador, "select geo.near()")[0]["reason"] == "function that may write");
+    assert_eq!(explain(&ambassador, "select geo.far()")[0]["destination"], "replica");
+    assert_eq!(client.value("select geo.near()"), ports[0].to_string());
+}

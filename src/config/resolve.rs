@@ -68,6 +68,14 @@ fn limit(count: usize) -> Option<usize> {
     (count > 0).then_some(count)
 }
 
+/// Whether this may be a function's name, with or without its schema; no arguments, no blanks left over from a list.
+fn is_function_name(text: &str) -> bool {
+    !text.is_empty()
+        && text.split('.').count() <= 2
+        && text.split('.').all(|part| !part.is_empty() && part == part.trim())
+        && !text.contains(['(', ')', ',', '"'])
+}
+
 fn mode_name(mode: PoolMode) -> &'static str {
     match mode {
         PoolMode::Session => "session",
@@ -428,11 +436,20 @@ impl Resolver {
             Ok(percent @ 0..=100) => Ok(percent),
             Ok(_) | Err(_) => Err("write a number of percent, from 0 to 100".to_owned()),
         };
+        let parse_functions = |raw: &Raw| {
+            let names: Vec<String> = raw.texts()?.into_iter().map(|(text, _)| text).collect();
+            match names.iter().find(|name| !is_function_name(name)) {
+                Some(name) => Err(format!("{name:?}: write the name of a function, as in \"schema.name\" or \"name\"")),
+                None => Ok(names.into()),
+            }
+        };
         let mode = self.0.get(&key("consistency"), default.consistency, true, parse_mode, |m| m.as_str().to_owned());
         RoutingConfig {
             consistency: mode,
             wait_for_replica: self.duration(&key("wait_for_replica"), default.wait_for_replica),
-            read_functions: default.read_functions,
+            read_functions: self
+                .0
+                .get(&key("read_functions"), default.read_functions, true, parse_functions, |f| show_list(f)),
             policy: crate::routing::Policy {
                 max_lag: self.duration(&key("max_lag"), policy.max_lag),
                 slow_start: self.duration(&key("slow_start"), policy.slow_start),
