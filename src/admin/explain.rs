@@ -103,7 +103,7 @@ fn routed(name: &PoolName, routes: &Routes, sql: &str) -> Vec<Vec<Cell>> {
         let percent = match fate.went.0 {
             Destination::Primary if topology.is_primary(node.id) => 100,
             Destination::Primary | Destination::Nowhere => 0,
-            Destination::Replica => (fate.chosen.get(&node.id).copied().unwrap_or(0) * 100).div_ceil(DRAWS),
+            Destination::Replica => (fate.chosen.get(&node.id).copied().unwrap_or(0) * 100 + DRAWS / 2) / DRAWS,
         };
         // Where no replica was asked for, there is nothing to say of them.
         let why = (went.0 == Destination::Replica).then(|| why_not(node, routes, &topology, &fate, now)).flatten();
