@@ -3,13 +3,18 @@
 #![allow(missing_docs)] // criterion's macros write undocumented functions
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use pg_ambassador::routing::Catalogue;
+use pg_ambassador::routing::survey::{Answer, Known, Location, Probe, Survey};
+use pg_ambassador::routing::{
+    Catalogue, Causal, Consistency, Fallback, Load, Lsn, Moment, NodeId, NodeView, Policy, Tick, Topology, Verdict,
+    choose,
+};
 use pg_ambassador::session::prepared::{ClientPrepared, ServerPrepared};
 use pg_ambassador::session::settings::Settings;
 use pg_ambassador::session::{Interners, Outbound, Params, PoolMode, ServerSide, Session};
 use pg_ambassador::sql::{self, Analysis};
 use pg_ambassador::wire::frame;
 use std::hint::black_box;
+use std::time::{Duration, Instant};
 
 /// The size of the buffers that are read into.
 const BUFFER: usize = 64 * 1024;
@@ -238,5 +243,78 @@ fn prepared(criterion: &mut Criterion) {
     group.bench_function("intern, a known statement", |b| b.iter(|| intern(black_box(17))));
 }
 
-criterion_group!(cores, frames, trips, statements, reads, settings, prepared);
+/// A primary and two replicas, all of them up and as far as each other.
+fn three_nodes(now: Instant) -> Topology {
+    let known =
+        (0..3).map(|at| Known { id: NodeId(at), host: "h".into(), port: 1, place: Location::default(), weight: 1 });
+    let mut survey = Survey::new(Location::default(), known.collect(), Duration::from_secs(10), now);
+    for at in 0..3 {
+        let lsn = Some(Lsn::new(1));
+        let answer =
+            Answer { in_recovery: at > 0, insert: lsn, flush: lsn, replayed: lsn, timeline: 1, ..Answer::default() };
+        let sent = Moment { tick: Tick(5), at: now };
+        survey.answered(at, Probe { sent, took: Duration::from_millis(1), first: true }, &answer, now);
+    }
+    survey.topology()
+}
+
+/// What the relay asks before each request, where a database has several servers.
+fn routing(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("routing");
+    let now = Instant::now();
+    let topology = three_nodes(now);
+    let policy = Policy {
+        max_lag: Duration::from_secs(10),
+        slow_start: Duration::ZERO,
+        fallback: Fallback::Primary,
+        primary_read_share: 50,
+    };
+    // It has written, and read on a replica since.
+    let mut causal = Causal::default();
+    let before = Moment { tick: Tick(1), at: now };
+    causal.wrote(before);
+    causal.settle(&topology);
+    let proof = causal.is_fresh(&topology.nodes[1], &topology, Consistency::Session, before).ok();
+    causal.read_on(NodeId(1), proof, &topology, before);
+    let decide = |verdict: Verdict, chance: u64| {
+        let fresh = |node: &NodeView| causal.is_fresh(node, &topology, Consistency::Session, before).is_ok();
+        let load = |_: &NodeView| Load { capacity: 20, ..Load::default() };
+        (verdict == Verdict::Read).then(|| choose(&topology, &policy, now, chance, fresh, load))
+    };
+    let catalogue = Catalogue::from_rows([]);
+    let mut pair = Pair::new();
+    let sql = b"SELECT abalance FROM pgbench_accounts WHERE aid = $1;\0";
+    let parse = [message(b'P', &[b"P_0\0", sql, &[0, 0]]), message(b'S', &[])].concat();
+    pair.trip(&parse, &[message(b'1', &[]), message(b'Z', &[b"I"])].concat());
+    let bind = message(b'B', &[b"\0", b"P_0\0", &[0, 0, 0, 1, 0, 0, 0, 6], b"123456", &[0, 0]]);
+    let request = [bind, message(b'E', &[b"\0", &[0; 4]]), message(b'S', &[])].concat();
+    let mut chance = 0_u64;
+    let mut next = move || {
+        chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        chance
+    };
+    group.bench_function("a repeated prepared statement, to one of two replicas", |b| {
+        b.iter(|| {
+            let mut verdict = Verdict::Read;
+            let extent = pair.session.look_at_request(black_box(&request), |spoken| {
+                let known = spoken.statement.and_then(|statement| {
+                    Verdict::from_number(statement.judged(7)).or_else(|| {
+                        let (found, _) = Verdict::of(spoken.text, spoken.types, true, &catalogue);
+                        statement.note_judged(7, found.number());
+                        Some(found)
+                    })
+                });
+                verdict = verdict.and(known.unwrap_or(Verdict::Cursor));
+                true
+            });
+            (extent, decide(verdict, next()))
+        });
+    });
+    group.bench_function("the choice between two replicas alone", |b| {
+        b.iter(|| decide(black_box(Verdict::Read), next()))
+    });
+    group.finish();
+}
+
+criterion_group!(cores, routing, frames, trips, statements, reads, settings, prepared);
 criterion_main!(cores);

@@ -293,7 +293,7 @@ impl Relay {
         if self.poll_lease(cx)? == Step::Progress {
             step = Step::Progress;
         }
-        if self.router.as_ref().is_some_and(|router| router.is_waiting()) && self.poll_route(cx) == Step::Progress {
+        if self.waits_for_probe() && self.poll_route(cx) == Step::Progress {
             step = Step::Progress;
         }
         if let Some(report) = self.refusal.take() {
@@ -345,7 +345,7 @@ impl Relay {
             }
             Order::Drain => {
                 let busy = match &self.server {
-                    Server::None => self.session.tx().is_open(),
+                    Server::None => self.session.tx().is_open() || self.waits_for_probe(),
                     Server::Waiting(_) => true,
                     Server::Leased(lease) => !lease.side.is_free(),
                 };
@@ -765,7 +765,7 @@ impl Relay {
     fn client_input(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {
         // What comes behind an answer that is held back is answered behind it.
         let hears = self.session.holds_ready() || self.hearing.as_ref().is_some_and(|hearing| hearing.is_waiting());
-        let routes = self.at_fence || self.router.as_ref().is_some_and(|router| router.is_waiting());
+        let routes = self.at_fence || self.waits_for_probe();
         let queued = matches!(self.server, Server::Waiting(_)) || self.quiet || hears || routes;
         let again = self.unhandled && !queued;
         if queued && self.input.len() >= QUEUED_INPUT {
@@ -1036,6 +1036,12 @@ impl Relay {
     fn has_moved(&self, lease: &Lease) -> bool {
         let for_replica = self.router.as_ref().is_some_and(|router| router.is_for_replica());
         !for_replica && self.upstream.pools.has_moved(lease)
+    }
+
+    /// Whether the request that comes next waits for a probe.
+    #[inline]
+    fn waits_for_probe(&self) -> bool {
+        self.router.as_ref().is_some_and(|router| router.is_waiting())
     }
 
     /// Goes on with a wait for a probe.
