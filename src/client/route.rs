@@ -159,11 +159,15 @@ impl Router {
     pub(super) fn new(pools: &PoolSet, settings: &Settings) -> Option<Box<Self>> {
         let version = pools.version();
         let routes = pools.routes()?;
+        let mut causal = Causal::default();
+        if let Some(written) = routes.record().written() {
+            causal.inherits(written);
+        }
         let mut router = Self {
             version,
             watcher: routes.monitor.watcher(),
             facts: routes.knowledge().newest(),
-            causal: Causal::default(),
+            causal,
             wishes: Wishes::of(settings, routes.config.consistency),
             begun: None,
             waited: false,
@@ -511,7 +515,10 @@ impl Router {
                 self.causal.read_on(node, Some(fresh), self.watcher.get(), moment);
             }
             None if reads => self.causal.read_on(node, Some(Fresh::ALWAYS), self.watcher.get(), moment),
-            None => self.causal.wrote(moment),
+            None => {
+                self.causal.wrote(moment);
+                self.routes.record().note_written(moment);
+            }
         }
     }
 

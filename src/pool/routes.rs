@@ -3,7 +3,7 @@
 use super::Pool;
 use super::directory::RoutingConfig;
 use crate::monitor::{Knowledge, Login, Monitor};
-use crate::routing::{Destination, NodeId, Reason, verdict};
+use crate::routing::{Destination, Moment, NodeId, Reason, verdict};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -39,6 +39,8 @@ pub struct Record {
     primary: [AtomicU64; Reason::ALL.len()],
     nowhere: [AtomicU64; Reason::ALL.len()],
     retried: AtomicU64,
+    /// When somebody has last written.
+    written: Mutex<Option<Moment>>,
     learned: Mutex<HashMap<u64, Learned>>,
     learned_count: AtomicUsize,
 }
@@ -64,6 +66,7 @@ impl Default for Record {
             primary: zeros(),
             nowhere: zeros(),
             retried: AtomicU64::new(0),
+            written: Mutex::default(),
             learned: Mutex::default(),
             learned_count: AtomicUsize::new(0),
         }
@@ -94,6 +97,17 @@ impl Record {
             counts.extend(all.filter(|(_, count)| *count > 0).map(|(reason, count)| (to, reason, count)));
         }
         counts
+    }
+
+    /// A session has written, before this moment.
+    pub fn note_written(&self, now: Moment) {
+        *self.written.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+    }
+
+    /// When a session has last written: what one that begins later must not miss. Who has written and left may be the same
+    /// application that comes back now.
+    pub fn written(&self) -> Option<Moment> {
+        *self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A read was sent once more, to the primary.

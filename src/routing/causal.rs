@@ -187,6 +187,12 @@ impl Causal {
         *self = Self { floor: Some(Mark { moment: now, lsn: None, timeline: 0 }), seen: None, wrote: true };
     }
 
+    /// Before this session began, and before `now`, something was written that it must not miss.
+    pub fn inherits(&mut self, now: Moment) {
+        let mark = Mark { moment: now, lsn: None, timeline: 0 };
+        self.floor = Some(self.floor.map_or(mark, |floor| floor.and(mark)));
+    }
+
     /// A read has ended on this node, before `now`. `fresh` is what allowed it, and was kept over the connection's
     /// age: none if it went there regardless.
     pub fn read_on(&mut self, node: NodeId, fresh: Option<Fresh>, topology: &Topology, now: Moment) {

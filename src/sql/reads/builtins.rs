@@ -127,6 +127,16 @@ pub const NOT_READS: &[&str] = &[
 /// Relations of PostgreSQL's own that show what their session holds: a replica's session holds nothing of it.
 pub(super) const SESSION_VIEWS: [&[u8]; 2] = [b"pg_cursors", b"pg_prepared_statements"];
 
+/// Relations of PostgreSQL's own that show what their server holds, and whose names do not begin as those of
+/// [`shows_the_server`].
+const SERVER_VIEWS: [&[u8]; 3] = [b"pg_locks", b"pg_prepared_xacts", b"pg_replication_slots"];
+
+/// Whether a relation of this name shows what goes on at its server: who has one address only means the primary.
+pub(super) fn shows_the_server(name: &[u8]) -> bool {
+    let begins = |with: &[u8]| name.get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with));
+    begins(b"pg_stat_") || begins(b"pg_statio_") || SERVER_VIEWS.iter().any(|view| view.eq_ignore_ascii_case(name))
+}
+
 /// What a name is, as bits: it may be several.
 const IS_READ: u32 = 1;
 const IS_WRITE: u32 = 2;

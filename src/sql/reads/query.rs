@@ -45,7 +45,7 @@ const WORDS: [&[u8]; 14] = [
     builtins::SESSION_VIEWS[1],
 ];
 
-/// The sieve for them, and for schemas of temporary objects: `pg_temp`, `pg_temp_3`.
+/// The sieve for them, for schemas of temporary objects (`pg_temp`, `pg_temp_3`), and for views that show their server.
 static WORD_LENGTHS: Lengths = {
     let mut lengths = Lengths::NONE;
     let mut at = 0;
@@ -53,7 +53,7 @@ static WORD_LENGTHS: Lengths = {
         lengths.add(WORDS[at]);
         at += 1;
     }
-    let mut longest: &[u8] = b"pg_temp_1234567890";
+    let mut longest: &[u8] = b"pg_stat_something_with_the_longest_name";
     while longest.len() >= 7 {
         lengths.add(longest);
         longest = longest.split_at(longest.len() - 1).0;
@@ -215,6 +215,7 @@ impl<'a, O: Objects + ?Sized> Scan<'a, '_, O> {
                 Ok(())
             }
             7.. if temporary(word) || is_one_of(&builtins::SESSION_VIEWS) => Err(Why::Session),
+            7.. if builtins::shows_the_server(word) => Err(Why::Role),
             _ => Ok(()),
         }
     }
@@ -232,6 +233,9 @@ impl<'a, O: Objects + ?Sized> Scan<'a, '_, O> {
         if builtins::SESSION_VIEWS.contains(&name.get()) || schema.is_some_and(temporary) {
             return Err(Why::Session);
         }
+        if builtins::shows_the_server(name.get()) {
+            return Err(Why::Role);
+        }
         if self.objects.suspects(schema, name.get()) {
             return Err(Why::Object(Span::new(self.text, written)));
         }
@@ -245,7 +249,8 @@ impl<'a, O: Objects + ?Sized> Scan<'a, '_, O> {
         let (Token::Word(written) | Token::Quoted(written)) = past.back(0) else { return Ok(()) };
         let suspect = self.objects.lengths().may_have(written);
         let of_session = builtins::SESSION_VIEWS.iter().any(|view| view.eq_ignore_ascii_case(written));
-        if !suspect && !of_session && !builtins::WRITES_LENGTHS.may_have(written) {
+        let shows = || builtins::shows_the_server(written);
+        if !suspect && !of_session && !builtins::WRITES_LENGTHS.may_have(written) && !shows() {
             return if written.len() > NAME_LEN { Err(Why::Unclear) } else { Ok(()) };
         }
         let Some(name) = Folded::of(past.back(0)) else { return Err(Why::Unclear) };
@@ -254,7 +259,9 @@ impl<'a, O: Objects + ?Sized> Scan<'a, '_, O> {
             return Err(Why::Function(Span::new(self.text, written)));
         }
         match past.qualifier() {
-            Some(schema) if suspect || of_session => self.relation(Some(schema), past.back(0)),
+            Some(schema) if suspect || of_session || builtins::shows_the_server(name) => {
+                self.relation(Some(schema), past.back(0))
+            }
             _ => Ok(()),
         }
     }
