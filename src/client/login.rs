@@ -396,7 +396,7 @@ impl<'a> Visitor<'a> {
         if !right {
             return Err(wrong_password(&startup.user).into());
         }
-        Ok(Proof::Password { text: SecretString::new(password), may_leave_in_clear: false })
+        Ok(Proof::Password(SecretString::new(password)))
     }
 }
 
@@ -595,7 +595,7 @@ impl AuthQuery {
     async fn look_up(&self, context: &Context, startup: &Startup) -> Result<Option<Secret>, LeaseError> {
         let database = self.database.as_deref().unwrap_or(&startup.database);
         let proof = match &self.password {
-            Some(text) => Proof::Password { text: text.clone(), may_leave_in_clear: false },
+            Some(text) => Proof::Password(text.clone()),
             None => Proof::Nothing,
         };
         // Connections of its own, on which no client's settings are ever applied (faults.md I11).

@@ -1,4 +1,10 @@
 //! Who we are upstream: what proves it, and where that comes from.
+//!
+//! Whoever logs in asks a [`Source`]. Behind it stands an [`engine`] for each credential that has to be fetched: it fetches in
+//! the background, by a pure [`policy`], and gives the same credential to all who ask.
+
+pub mod engine;
+pub mod policy;
 
 use crate::auth::scram::Keys;
 use crate::net::Address;
@@ -6,19 +12,17 @@ use crate::secret::SecretString;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 /// What proves to a server who we are.
 #[derive(Clone)]
 pub enum Proof {
     /// Nothing: the server lets us in, or asks for what we do not have.
     Nothing,
-    /// A password, or a token in its place.
-    Password {
-        /// The password.
-        text: SecretString,
-        /// Whether it may be sent in clear over a connection that is not verified TLS. Never for tokens.
-        may_leave_in_clear: bool,
-    },
+    /// A password. In clear it leaves over verified TLS only.
+    Password(SecretString),
+    /// A token in a password's place. It leaves in clear, over verified TLS, or not at all.
+    Token(SecretString),
     /// The SCRAM keys that a client's own login has shown us.
     Keys(Keys),
 }
@@ -27,9 +31,31 @@ impl std::fmt::Debug for Proof {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Nothing => "Nothing",
-            Self::Password { .. } => "Password(***)",
+            Self::Password(_) => "Password(***)",
+            Self::Token(_) => "Token(***)",
             Self::Keys(_) => "Keys(***)",
         })
+    }
+}
+
+/// What to log in with.
+#[derive(Debug, Clone)]
+pub struct Credential {
+    /// What proves it.
+    pub proof: Proof,
+    /// Who we are, where the credential says so: Vault makes a new role for each password.
+    pub user: Option<Arc<str>>,
+    /// Differs from that of every other credential of its source.
+    pub serial: u64,
+    /// It must not be presented from then on.
+    pub usable_until: Option<Instant>,
+    /// When connections that were made with it are to be gone: with such a role, its sessions may end.
+    pub retire_at: Option<Instant>,
+}
+
+impl From<Proof> for Credential {
+    fn from(proof: Proof) -> Self {
+        Self { proof, user: None, serial: 0, usable_until: None, retire_at: None }
     }
 }
 
@@ -43,11 +69,29 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Where the proof for one role comes from.
 pub trait Source: Send + Sync + std::fmt::Debug {
-    /// What to log in to this node with, now.
-    fn proof<'a>(&'a self, node: &'a Address) -> BoxFuture<'a, Result<Proof, CredentialError>>;
+    /// What to log in to this node with, now. To be asked for each login: it may make one wait so that there are not too
+    /// many of them.
+    fn credential<'a>(&'a self, node: &'a Address) -> BoxFuture<'a, Result<Credential, CredentialError>>;
 
-    /// A server refused what [`Source::proof`] gave; true if the next one may be another.
-    fn refused(&self, node: &Address) -> bool;
+    /// A server refused the credential of this serial; true if the next one may be another.
+    fn refused(&self, _node: &Address, _serial: u64) -> bool {
+        false
+    }
+
+    /// Whether there is something to log in with right now. While there is not, connections that work are kept.
+    fn is_ready(&self, _node: &Address) -> bool {
+        true
+    }
+
+    /// The role that comes with the credential of now, where it says so.
+    fn user(&self, _node: &Address) -> Option<Arc<str>> {
+        None
+    }
+
+    /// What to look at when a server refuses what this gives.
+    fn advice(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 /// A password that is known from the start, or none.
@@ -55,13 +99,9 @@ pub trait Source: Send + Sync + std::fmt::Debug {
 pub struct Fixed(pub Proof);
 
 impl Source for Fixed {
-    fn proof<'a>(&'a self, _node: &'a Address) -> BoxFuture<'a, Result<Proof, CredentialError>> {
+    fn credential<'a>(&'a self, _node: &'a Address) -> BoxFuture<'a, Result<Credential, CredentialError>> {
         let proof = self.0.clone();
-        Box::pin(async move { Ok(proof) })
-    }
-
-    fn refused(&self, _node: &Address) -> bool {
-        false
+        Box::pin(async move { Ok(proof.into()) })
     }
 }
 
@@ -82,12 +122,8 @@ impl PassThrough {
 }
 
 impl Source for PassThrough {
-    fn proof<'a>(&'a self, _node: &'a Address) -> BoxFuture<'a, Result<Proof, CredentialError>> {
+    fn credential<'a>(&'a self, _node: &'a Address) -> BoxFuture<'a, Result<Credential, CredentialError>> {
         let proof = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Box::pin(async move { Ok(proof) })
-    }
-
-    fn refused(&self, _node: &Address) -> bool {
-        false
+        Box::pin(async move { Ok(proof.into()) })
     }
 }

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 /// (faults.md I17).
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// An attempt never takes longer; whoever makes it has less patience.
+const ATTEMPT: Duration = Duration::from_secs(60);
 
 /// What our own sessions begin with. Names are looked up where only the system's own are.
 const SETTINGS: [(&str, &str); 2] =
@@ -61,21 +63,10 @@ impl Login {
     /// Logs in at a node. The caller bounds the time.
     pub(super) async fn dial(&self, at: usize) -> Result<Box<Server>, Arc<DialError>> {
         let target = &self.targets[at];
-        let attempt = || async {
-            let proof = self.source.proof(&target.address).await.map_err(|error| DialError::Proof {
-                address: target.address.clone(),
-                user: target.user.clone(),
-                why: error.to_string(),
-            })?;
-            dial::dial(target, &proof, &self.defaults).await
+        let result = match dial::credential(target, &*self.source).await {
+            Ok(credential) => dial::log_in(target, credential, &*self.source, &self.defaults, ATTEMPT).await,
+            Err(error) => Err(error),
         };
-        let mut result = attempt().await;
-        if let Err(error) = &result
-            && error.verdict() == Verdict::Credential
-            && self.source.refused(&target.address)
-        {
-            result = attempt().await;
-        }
         let mut refused = self.refused();
         match result {
             Ok(server) => {

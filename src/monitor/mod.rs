@@ -471,7 +471,9 @@ impl Shared {
             return Err(Trouble::Login(why.into()));
         }
         let server = login.dial(at).await.map_err(|error| match &*error {
-            DialError::Refused { .. } | DialError::Proof { .. } => Trouble::Login(error.to_string().into()),
+            DialError::Refused { .. } | DialError::Proof { .. } | DialError::NoCredential { .. } => {
+                Trouble::Login(error.to_string().into())
+            }
             DialError::Connect { .. }
             | DialError::Tls { .. }
             | DialError::TlsRefused { .. }

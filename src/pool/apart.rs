@@ -3,6 +3,7 @@
 
 use super::backoff::Wait;
 use super::{GateState, HeldPlaces, LeaseError, Pool, lock};
+use crate::server::dial;
 use crate::server::{Server, ServerEntry, ServerState};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -30,15 +31,21 @@ impl Pool {
         let started = Instant::now();
         let held = tokio::time::timeout(PLACE_TIMEOUT, self.places_apart()).await;
         let held = held.map_err(|_| self.timed_out(started.elapsed()))?;
-        let slot = loop {
+        let source = self.source();
+        let (slot, credential) = loop {
             self.gate.opened().await;
             if self.gate.state() == GateState::Disabled {
                 return Err(LeaseError::Disabled(self.name.clone()));
             }
+            let began = Instant::now();
+            let credential = match dial::credential(&target, &*source).await {
+                Ok(credential) => credential,
+                Err(error) => return Err(LeaseError::Upstream(self.dial_failed(began, error))),
+            };
             let Some(slot) = self.node.dial_slot().await else { return Err(LeaseError::Closed) };
             let wait = lock(&self.backoff).wait(Instant::now());
             match wait {
-                Wait::Go if self.gate.is_open() => break slot,
+                Wait::Go if self.gate.is_open() => break (slot, credential),
                 Wait::Go => {}
                 Wait::Until(at) => {
                     // Not with a slot in hand that others could use.
@@ -49,7 +56,7 @@ impl Pool {
             }
         };
         let began = Instant::now();
-        let dialled = self.dial(&target).await;
+        let dialled = self.dial(&target, &*source, credential).await;
         drop(slot);
         match dialled {
             Ok(mut server) => {

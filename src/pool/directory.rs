@@ -449,7 +449,7 @@ impl Directory {
         let own_source = source.is_none();
         let source = source.unwrap_or_else(|| {
             Arc::new(Fixed(match &config.password {
-                Some(text) => Proof::Password { text: text.clone(), may_leave_in_clear: false },
+                Some(text) => Proof::Password(text.clone()),
                 None => Proof::Nothing,
             }))
         });

@@ -61,6 +61,11 @@ impl LeaseError {
                     }
                     Some(cause) => {
                         let detail = format!("{detail} cause={cause}");
+                        if let DialError::NoCredential { .. } = &**cause {
+                            return Report::ours(SqlState::CANNOT_CONNECT, "no valid credential for the server")
+                                .detail(detail)
+                                .hint("SHOW CREDENTIALS on the pooler's console, and its log, say what keeps it from getting one.");
+                        }
                         match cause.verdict() {
                             Verdict::Full => Report::ours(SqlState::TOO_MANY_CONNECTIONS, "the server has no connection slot left")
                                 .detail(detail)

@@ -29,7 +29,7 @@ pub use queue::Wish;
 pub use routes::{Learned, Record, Routes};
 pub use stats::{Stats, Totals};
 
-use crate::credentials::Source;
+use crate::credentials::{Credential, Source};
 use crate::routing::Load;
 use crate::server::dial::{self, Verdict};
 use crate::server::{DialError, Server, ServerEntry, ServerState, Target};
@@ -126,6 +126,10 @@ pub struct Pool {
     /// There may be more seats taken than there are to be.
     too_many: AtomicBool,
     paranoid: bool,
+    /// There is nothing to log in with: the connections that are there are all there will be for now (faults.md F17).
+    is_cut_off: AtomicBool,
+    /// The role that came with the last credential.
+    role: Mutex<Option<Arc<str>>>,
     keepers: keepers::Keepers,
     /// Somebody has ever been served: the server side of this pool works, or did.
     pub proven: AtomicBool,
@@ -323,6 +327,8 @@ impl Pool {
             shrunk: Mutex::new(None),
             postponed_size: Mutex::new(None),
             too_many: AtomicBool::new(false),
+            is_cut_off: AtomicBool::new(false),
+            role: Mutex::default(),
             keepers: keepers::Keepers::default(),
             paranoid: config.paranoid,
             config: RwLock::new(Arc::new(config)),
@@ -362,7 +368,8 @@ impl Pool {
     }
 
     fn is_outdated(&self, server: &Server, now: Instant) -> bool {
-        server.generation != self.generation.load(Ordering::Relaxed) || server.retire_at.is_some_and(|at| at <= now)
+        server.generation != self.generation.load(Ordering::Relaxed)
+            || (server.retire_at.is_some_and(|at| at <= now) && !self.is_cut_off.load(Ordering::Relaxed))
     }
 
     /// A connection, waited for and dialled for as long as `deadline` allows.
@@ -512,6 +519,16 @@ impl Pool {
                     Places::None => return Err(timeout()),
                 },
             };
+            // Before there is a slot: whoever waits for a credential must not keep those from dialling who have one.
+            let (target, source, began) = (self.target(), self.source(), Instant::now());
+            let credential = match timeout_at(deadline, dial::credential(&target, &*source)).await {
+                Ok(Ok(credential)) => credential,
+                Ok(Err(error)) => {
+                    self.dial_failed(began, error);
+                    continue;
+                }
+                Err(_) => return Err(timeout()),
+            };
             let Ok(slot) = timeout_at(deadline, self.node.dial_slot()).await else {
                 return Err(timeout());
             };
@@ -520,7 +537,10 @@ impl Pool {
                 continue;
             }
             let began = Instant::now();
-            let dialled = self.dial(&self.target()).await;
+            if credential.usable_until.is_some_and(|end| end <= began) {
+                continue;
+            }
+            let dialled = self.dial(&target, &*source, credential).await;
             drop(slot);
             match dialled {
                 Ok(mut server) => {
@@ -614,32 +634,17 @@ impl Pool {
         !self.limits.is_empty() && self.node.is_crowded()
     }
 
-    /// One attempt, and with a credential that may have been outdated a second.
-    async fn dial(self: &Arc<Self>, target: &Target) -> Result<Box<Server>, DialError> {
+    /// One attempt, and a second with another credential where this one is outdated.
+    async fn dial(
+        self: &Arc<Self>,
+        target: &Target,
+        source: &dyn Source,
+        credential: Credential,
+    ) -> Result<Box<Server>, DialError> {
         let config = self.config();
-        let source = self.source();
         let generation = self.generation.load(Ordering::Relaxed);
         let started = Instant::now();
-        let attempt = || async {
-            let proof = source.proof(&target.address).await.map_err(|error| DialError::Proof {
-                address: target.address.clone(),
-                user: target.user.clone(),
-                why: error.to_string(),
-            })?;
-            let limit = config.connect_timeout;
-            match tokio::time::timeout(limit, dial::dial(target, &proof, &self.defaults)).await {
-                Ok(result) => result,
-                Err(_) => Err(DialError::Timeout { address: target.address.clone(), limit }),
-            }
-        };
-        let mut result = attempt().await;
-        if let Err(error) = &result
-            && error.verdict() == Verdict::Credential
-            && source.refused(&target.address)
-        {
-            result = attempt().await;
-        }
-        let mut server = result?;
+        let mut server = dial::log_in(target, credential, source, &self.defaults, config.connect_timeout).await?;
         let address = target.address.to_string();
         let labels = [("database", &*self.name.database), ("user", &*self.name.user), ("server", address.as_str())];
         self.stats.measure(&self.telemetry, &labels);
@@ -647,7 +652,9 @@ impl Pool {
         server.generation = generation;
         if !config.lifetime.is_zero() {
             // A tenth either way, so that connections made together do not end together.
-            server.retire_at = Some(Instant::now() + config.lifetime.mul_f64(0.9 + 0.2 * fastrand::f64()));
+            let at = Instant::now() + config.lifetime.mul_f64(0.9 + 0.2 * fastrand::f64());
+            // A role that ends with its credential may take its sessions with it.
+            server.retire_at = Some(server.retire_at.map_or(at, |sooner| sooner.min(at)));
         }
         server.held.push(Box::new(Registered { pool: Arc::downgrade(self), id: server.entry.id }));
         tracing::debug!(pool = %self.name, node = %target.address, server = server.entry.id, pid = server.entry.key.pid, "new server connection");
@@ -872,13 +879,15 @@ impl Pool {
     /// what `min_idle` asks for. With `make_room`, closes one that others need more. To be called about once a second.
     pub fn maintain(&self, now: Instant, make_room: bool) {
         let config = self.config();
+        self.follow_credential();
+        let cut_off = self.is_cut_off.load(Ordering::Relaxed);
         let mut spare = self.connections().saturating_sub(config.min_idle);
         let removed = self.queue.retain(|server| {
             if self.is_outdated(server, now) || server.stream.is_closed() {
                 return false;
             }
             let unused = now.saturating_duration_since(server.idle_since);
-            let too_long = !config.idle_timeout.is_zero() && unused >= config.idle_timeout;
+            let too_long = !cut_off && !config.idle_timeout.is_zero() && unused >= config.idle_timeout;
             if (too_long || make_room) && spare > 0 {
                 spare -= 1;
                 return false;
@@ -895,6 +904,21 @@ impl Pool {
         let postponed = *lock(&self.postponed_size);
         if let Some(size) = postponed {
             self.resize(size);
+        }
+    }
+
+    /// Notes whether there is something to log in with. Where a new role came with it, connections of the old one end as soon
+    /// as they are free.
+    fn follow_credential(&self) {
+        let (source, node) = (self.source(), &self.node.address);
+        self.is_cut_off.store(!source.is_ready(node), Ordering::Relaxed);
+        let Some(user) = source.user(node) else { return };
+        let before = lock(&self.role).replace(Arc::clone(&user));
+        if before.is_some_and(|before| before != user) {
+            tracing::info!(pool = %self.name, node = %node, user = &*user, "a new role came with the credential: connections of the old one end when they are free");
+            self.generation.fetch_add(1, Ordering::Relaxed);
+            lock(&self.backoff).reconnected_at = Some(Instant::now());
+            self.gate.nudge();
         }
     }
 

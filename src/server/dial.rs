@@ -6,7 +6,7 @@ use super::exchange::{ExchangeError, read_message};
 use super::{Server, ServerEntry, ServerState};
 use crate::auth::md5;
 use crate::auth::scram::{Binding, ClientFirst, Keys, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramError};
-use crate::credentials::Proof;
+use crate::credentials::{Credential, Proof, Source};
 use crate::net::tls::{self, SslMode};
 use crate::net::{Address, Socket, SocketOptions, Stream};
 use crate::random;
@@ -21,7 +21,7 @@ use rustls::ClientConfig;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Where to log in, and as whom.
 #[derive(Debug, Clone)]
@@ -113,13 +113,23 @@ pub enum DialError {
         /// Why.
         why: String,
     },
+    /// There is nothing to log in with.
+    #[error("no credential for {user:?} at {address}: {why}")]
+    NoCredential {
+        /// Where.
+        address: Address,
+        /// As whom.
+        user: String,
+        /// Why.
+        why: String,
+    },
     /// It took too long.
     #[error("the login at {address} took longer than {limit:?}")]
     Timeout {
         /// Where.
         address: Address,
         /// The limit.
-        limit: std::time::Duration,
+        limit: Duration,
     },
 }
 
@@ -152,7 +162,12 @@ impl DialError {
     /// What becomes of the attempts after this error.
     pub fn verdict(&self) -> Verdict {
         match self {
-            Self::Connect { .. } | Self::Tls { .. } | Self::Broken { .. } | Self::Timeout { .. } => Verdict::Retry,
+            Self::Connect { .. }
+            | Self::Tls { .. }
+            | Self::Broken { .. }
+            // Its source backs off by itself.
+            | Self::NoCredential { .. }
+            | Self::Timeout { .. } => Verdict::Retry,
             Self::TlsRefused { .. } | Self::Proof { .. } => Verdict::Credential,
             Self::Refused { report, .. } => match report.code {
                 SqlState::CANNOT_CONNECT_NOW | SqlState::ADMIN_SHUTDOWN | SqlState::CRASH_SHUTDOWN => Verdict::Retry,
@@ -176,6 +191,7 @@ impl DialError {
             | Self::TlsRefused { .. }
             | Self::Broken { .. }
             | Self::Proof { .. }
+            | Self::NoCredential { .. }
             | Self::Timeout { .. } => None,
         }
     }
@@ -183,8 +199,75 @@ impl DialError {
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
+/// What to log in to a target with.
+///
+/// # Errors
+/// Why there is nothing.
+pub async fn credential(target: &Target, source: &dyn Source) -> Result<Credential, DialError> {
+    source.credential(&target.address).await.map_err(|error| DialError::NoCredential {
+        address: target.address.clone(),
+        user: target.user.clone(),
+        why: error.to_string(),
+    })
+}
+
+/// Connects and logs in with a credential of this source; once more with another, if the server refuses the first and the
+/// source has another (faults.md F9). Each attempt may take so long.
+pub async fn log_in(
+    target: &Target,
+    first: Credential,
+    source: &dyn Source,
+    defaults: &Settings,
+    limit: Duration,
+) -> Result<Box<Server>, DialError> {
+    let mut credential = first;
+    let mut attempts = 2;
+    loop {
+        attempts -= 1;
+        let result = dial_as(target, &credential, defaults, limit).await;
+        let Err(error) = &result else { return result };
+        if error.verdict() != Verdict::Credential {
+            return result;
+        }
+        if attempts > 0 && source.refused(&target.address, credential.serial) {
+            // Where no other is to be had, what the server has said is the better answer.
+            if let Ok(other) = self::credential(target, source).await
+                && other.serial != credential.serial
+            {
+                tracing::info!(node = %target.address, "the server refused a credential: trying a new one");
+                credential = other;
+                continue;
+            }
+        }
+        if let (Some(advice), DialError::Refused { .. }) = (source.advice(), error) {
+            tracing::warn!(node = %target.address, user = target.user, "the server refuses our token: {advice}");
+        }
+        return result;
+    }
+}
+
+async fn dial_as(
+    target: &Target,
+    credential: &Credential,
+    defaults: &Settings,
+    limit: Duration,
+) -> Result<Box<Server>, DialError> {
+    let named;
+    let target = match &credential.user {
+        Some(user) => {
+            named = Target { user: user.to_string(), ..target.clone() };
+            &named
+        }
+        None => target,
+    };
+    let dialled = tokio::time::timeout(limit, dial(target, &credential.proof, defaults)).await;
+    let mut server = dialled.unwrap_or_else(|_| Err(DialError::Timeout { address: target.address.clone(), limit }))?;
+    server.retire_at = credential.retire_at;
+    Ok(server)
+}
+
 /// Connects and logs in. The caller bounds the time.
-pub async fn dial(target: &Target, proof: &Proof, defaults: &Settings) -> Result<Box<Server>, DialError> {
+async fn dial(target: &Target, proof: &Proof, defaults: &Settings) -> Result<Box<Server>, DialError> {
     let plain_first = target.ssl_mode == SslMode::Allow;
     match attempt(target, proof, defaults, !plain_first).await {
         // libpq: `allow` tries TLS when plain is refused, `prefer` plain when TLS fails.
@@ -275,6 +358,10 @@ impl Login<'_> {
 
     async fn run(mut self, defaults: &Settings) -> Result<Box<Server>, DialError> {
         let target = self.target;
+        // Not even the first packet: a server that is not who it should be learns nothing of who would have come.
+        if matches!(self.proof, Proof::Token(_)) && !self.is_verified() {
+            return Err(self.no_proof("a token leaves over verified TLS only: use sslmode=verify-full"));
+        }
         let mut params = vec![("user", target.user.as_str()), ("database", target.database.as_str())];
         if let Some(replication) = &target.replication {
             params.push(("replication", replication));
@@ -328,13 +415,11 @@ impl Login<'_> {
         match backend::authentication(&body).map_err(|error| self.broken(error))? {
             Authentication::Ok => return Ok(()),
             Authentication::Cleartext => {
-                let password = self.password("a password in clear")?;
-                let verified = self.stream.tls().is_some() && self.target.tls_verifies;
-                let may = match self.proof {
-                    Proof::Password { may_leave_in_clear, .. } => *may_leave_in_clear,
-                    Proof::Nothing | Proof::Keys(_) => false,
+                let password = match self.proof {
+                    Proof::Token(token) => token.clone(),
+                    Proof::Nothing | Proof::Password(_) | Proof::Keys(_) => self.password("a password in clear")?,
                 };
-                if !verified && !may {
+                if !self.is_verified() {
                     return Err(self.no_proof(
                         "the server asks for the password in clear, and the connection is not verified TLS: \
                          use sslmode=verify-full",
@@ -359,9 +444,19 @@ impl Login<'_> {
         self.expect_authentication("the end of the login", |a| (a == Authentication::Ok).then_some(())).await
     }
 
+    /// Whether the connection is TLS with a server that has proven who it is.
+    fn is_verified(&self) -> bool {
+        self.stream.tls().is_some() && self.target.tls_verifies
+    }
+
     fn password(&self, what: &str) -> Result<SecretString, DialError> {
         match self.proof {
-            Proof::Password { text, .. } => Ok(text.clone()),
+            Proof::Password(text) => Ok(text.clone()),
+            // Its hash is of no use to the server: it would only have to be a password that the role has.
+            Proof::Token(_) => Err(self.no_proof(format!(
+                "the server asks for {what}, but a token is taken as a password in clear only: does the role log in by \
+                 the cloud's IAM there?"
+            ))),
             Proof::Nothing => Err(self.no_proof(format!("the server asks for {what}, and none is configured"))),
             Proof::Keys(_) => {
                 Err(self.no_proof(format!("the server asks for {what}, and a SCRAM login was passed through")))
@@ -421,7 +516,7 @@ impl Login<'_> {
         let challenge = first.challenge(&answer).map_err(|error| failed(self, error))?;
         let keys = match self.proof {
             Proof::Keys(keys) => keys.clone(),
-            Proof::Nothing | Proof::Password { .. } => {
+            Proof::Nothing | Proof::Password(_) | Proof::Token(_) => {
                 let password = self.password("a password")?;
                 let (salt, iterations) = (challenge.salt.clone(), challenge.iterations);
                 // Some milliseconds of CPU: not on the thread that serves clients.
