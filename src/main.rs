@@ -37,7 +37,7 @@ fn sources(flags: Vec<(String, String)>, file: Option<PathBuf>) -> Result<Source
         // Variables that are no text are not ours, and no reason to stop.
         std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .filter(|(name, _)| name.starts_with("PG"))
+            .filter(|(name, _)| name.starts_with("PG") || name == "HOME")
             .collect();
     let named = env.remove("PG_AMBASSADOR_CONFIG").map(PathBuf::from);
     let file = read_file(file.or(named)).map_err(anyhow::Error::msg)?;

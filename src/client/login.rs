@@ -467,7 +467,7 @@ pub async fn open(context: &Context, login: &mut LoggedIn, place: super::entry::
             let replication = Replication { kind: kind.clone(), settings: std::mem::take(&mut settings) };
             context.directory.replication(&startup.database, &startup.user, replication).map_err(no_database)?
         }
-        None if context.pass_through && database.config.user.is_none() && login.proof.is_some() => {
+        None if context.pass_through && database.passes_through(&startup.user) && login.proof.is_some() => {
             let proof = login.proof.clone().unwrap_or(Proof::Nothing);
             let source = context.pass_through_source(&startup.database, &startup.user, proof);
             context

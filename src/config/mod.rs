@@ -3,7 +3,9 @@
 //! A flag wins over the environment, the environment over the file, the file over the default. Whoever holds a
 //! [`Config`] holds one without faults.
 
+mod credentials;
 mod resolve;
+mod service;
 pub mod source;
 pub mod units;
 pub mod url;

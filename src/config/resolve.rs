@@ -1,5 +1,6 @@
 //! Sources -> [`Config`]: every setting, its default, its checks.
 
+use super::credentials::{What, Words};
 use super::source::{Place, Raw, Reader};
 use super::url::{self, Url};
 use super::{
@@ -46,7 +47,7 @@ pub fn resolve(sources: &Sources) -> Result<Config, Vec<Fault>> {
     }
 }
 
-struct Resolver(Reader);
+pub(super) struct Resolver(pub(super) Reader);
 
 /// What a database has that is not its own from the settings for all.
 struct Defaults {
@@ -56,6 +57,9 @@ struct Defaults {
     max_connections: Option<usize>,
     socket: SocketOptions,
     routing: RoutingConfig,
+    credentials: Words,
+    /// What users log in with upstream, by their names.
+    logins: Vec<(String, What)>,
 }
 
 /// A list with one item a comma.
@@ -101,7 +105,7 @@ impl Resolver {
     }
 
     /// A duration that cannot be off.
-    fn positive(&mut self, path: &str, default: Duration) -> Duration {
+    pub(super) fn positive(&mut self, path: &str, default: Duration) -> Duration {
         let parse = |raw: &Raw| match raw.duration()? {
             Duration::ZERO => Err("cannot be off: write more than 0".to_owned()),
             duration => Ok(duration),
@@ -126,21 +130,21 @@ impl Resolver {
         self.0.get(path, default, true, Raw::flag, ToString::to_string)
     }
 
-    fn text(&mut self, path: &str, reloads: bool) -> Option<String> {
+    pub(super) fn text(&mut self, path: &str, reloads: bool) -> Option<String> {
         let parse = |raw: &Raw| raw.text().map(|text| Some(text.to_owned()).filter(|text| !text.is_empty()));
         self.0.get(path, None, reloads, parse, |text| text.clone().unwrap_or_default())
     }
 
-    fn secret(&mut self, path: &str) -> Option<SecretString> {
+    pub(super) fn secret(&mut self, path: &str) -> Option<SecretString> {
         let parse = |raw: &Raw| raw.text().map(|text| (!text.is_empty()).then(|| SecretString::new(text)));
         self.0.get(path, None, true, parse, |secret| secret.as_ref().map_or("", |_| "***").to_owned())
     }
 
-    fn path(&mut self, path: &str) -> Option<PathBuf> {
+    pub(super) fn path(&mut self, path: &str) -> Option<PathBuf> {
         self.text(path, true).map(PathBuf::from)
     }
 
-    fn texts(&mut self, path: &str, default: &[&str]) -> Vec<String> {
+    pub(super) fn texts(&mut self, path: &str, default: &[&str]) -> Vec<String> {
         let default: Vec<String> = default.iter().map(|&text| text.to_owned()).collect();
         let parse = |raw: &Raw| Ok(raw.texts()?.into_iter().map(|(text, _)| text).collect());
         self.0.get(path, default, true, parse, |texts: &Vec<String>| show_list(texts))
@@ -174,9 +178,9 @@ impl Resolver {
         let habits = self.habits(&routing);
         let place = self.location("zone", "region");
         let mut labels = self.labels();
-        let defaults = self.pool_defaults(socket, routing);
+        let (users, logins) = self.users();
+        let defaults = self.pool_defaults(socket, routing, logins);
         let databases = self.databases(sources, &defaults, &mut labels);
-        let users = self.users();
         let dials_per_node = self.at_least_one("dials_per_server", 4, false);
         // Nothing is returned from here before the last setting was asked for: what is not would pass for unknown.
         let config = Config {
@@ -393,7 +397,12 @@ impl Resolver {
         .settled()
     }
 
-    fn pool_defaults(&mut self, socket: SocketOptions, routing: RoutingConfig) -> Defaults {
+    fn pool_defaults(
+        &mut self,
+        socket: SocketOptions,
+        routing: RoutingConfig,
+        logins: Vec<(String, What)>,
+    ) -> Defaults {
         Defaults {
             mode: self.0.get("pool_mode", PoolMode::Transaction, true, parse_mode, |m| mode_name(*m).to_owned()),
             pool: PoolConfig {
@@ -410,6 +419,8 @@ impl Resolver {
             max_connections: limit(self.count("max_server_connections", 0, false)),
             socket,
             routing,
+            credentials: self.credential_words("", None, Words::default()),
+            logins,
         }
     }
 
@@ -513,14 +524,18 @@ impl Resolver {
         let url = self.url("url");
         let names = self.0.tables("databases");
         // The wildcard exists for a URL or PGHOST; databases with names of their own do without.
-        if url.is_some() || libpq.names_a_host() {
-            let url = url.unwrap_or_default();
+        let service = libpq.get("PGSERVICE");
+        if url.is_some() || service.is_some() || libpq.names_a_host() {
+            let mut url = url.unwrap_or_default();
+            url.service = url.service.or(service);
+            self.fill_from_service(&mut url, sources, "url");
             label(labels, &url);
             databases.extend(self.database(WILDCARD, url, &libpq, defaults, None));
         }
         for (name, place) in names {
             let path = format!("databases.{name}");
-            let url = self.url(&format!("{path}.url")).unwrap_or_default();
+            let mut url = self.url(&format!("{path}.url")).unwrap_or_default();
+            self.fill_from_service(&mut url, sources, &format!("{path}.url"));
             label(labels, &url);
             databases.extend(self.database(&name, url, &libpq, defaults, Some((&path, place))));
         }
@@ -547,6 +562,54 @@ impl Resolver {
                     self.0.fault(place.clone(), format!("{path}: {fault}"));
                 }
                 None
+            }
+        }
+    }
+
+    /// Takes what a URL leaves out from the service that it names.
+    fn fill_from_service(&mut self, url: &mut Url, sources: &Sources, path: &str) {
+        let Some(name) = &url.service else { return };
+        match super::service::look_up(name, &sources.env) {
+            Ok(service) => url.fill_from(service),
+            Err(faults) => {
+                let place = self.0.place_of(path);
+                faults.into_iter().for_each(|fault| self.0.fault(place.clone(), fault));
+            }
+        }
+    }
+
+    /// What a database logs in with: what its section says, or its URL, or the settings for all, or libpq's variables.
+    fn database_words(&mut self, path: Option<&str>, url: &Url, libpq: &Libpq, general: &Words) -> Words {
+        let of_url = What {
+            password: url.password.clone(),
+            file: url.password_file.clone(),
+            kind: url.credentials,
+            passfile: url.passfile.clone(),
+            command: Vec::new(),
+        };
+        let of_libpq = What {
+            password: libpq.get("PGPASSWORD").map(SecretString::new),
+            passfile: libpq.get("PGPASSFILE").map(PathBuf::from),
+            ..What::default()
+        };
+        let mut words = general.clone();
+        words.what = of_url.or(words.what).or(of_libpq);
+        let how = &mut words.how;
+        for (own, from_url) in [(&mut how.iam_host, &url.iam_host), (&mut how.aws_region, &url.aws_region)] {
+            if !from_url.is_empty() {
+                own.clone_from(from_url);
+            }
+        }
+        if !url.iam_port.is_empty() {
+            how.iam_port.clone_from(&url.iam_port);
+        }
+        how.aws_profile = url.aws_profile.clone().or(how.aws_profile.take());
+        how.azure_client_id = url.azure_client_id.clone().or(how.azure_client_id.take());
+        match path {
+            None => words,
+            Some(path) => {
+                let password = self.secret(&format!("{path}.password"));
+                self.credential_words(&format!("{path}."), password, words)
             }
         }
     }
@@ -590,10 +653,15 @@ impl Resolver {
         let text = |resolver: &mut Self, key: &str| own(key).and_then(|key| resolver.text(&key, true));
         let dbname = text(self, "dbname").or(url.dbname.clone()).or_else(|| libpq.get("PGDATABASE"));
         let user = text(self, "user").or(url.user.clone()).or_else(|| libpq.get("PGUSER"));
-        let password = own("password").and_then(|key| self.secret(&key)).or(url.password.clone());
-        let password = password.or_else(|| libpq.get("PGPASSWORD").map(SecretString::new));
+        let words = self.database_words(path, &url, libpq, &defaults.credentials);
         let tls =
             self.upstream_tls(&url, libpq, own("sslmode"), own("sslrootcert"), own("sslcert"), own("sslkey"), &place);
+        let logins = defaults.logins.iter().map(|(user, what)| {
+            let words = Words { what: what.clone(), how: words.how.clone() };
+            (user.clone(), self.spec(words, &nodes, &tls, &place))
+        });
+        let logins = logins.collect();
+        let login = self.spec(words, &nodes, &tls, &place);
         let (mut mode, mut pool) = (defaults.mode, defaults.pool.clone());
         let (mut prepared_limit, mut max_connections, mut max_clients) =
             (defaults.prepared_limit, defaults.max_connections, None);
@@ -627,7 +695,8 @@ impl Resolver {
             nodes,
             dbname,
             user,
-            password,
+            login,
+            logins,
             mode,
             tls,
             socket,
@@ -698,8 +767,9 @@ impl Resolver {
         tls
     }
 
-    fn users(&mut self) -> HashMap<String, UserConfig> {
+    fn users(&mut self) -> (HashMap<String, UserConfig>, Vec<(String, What)>) {
         let mut users = HashMap::new();
+        let mut logins = Vec::new();
         for (name, _) in self.0.tables("users") {
             let key = |field: &str| format!("users.{name}.{field}");
             let show = |mode: &Option<PoolMode>| mode.map(mode_name).unwrap_or_default().to_owned();
@@ -708,7 +778,12 @@ impl Resolver {
                 _ => parse_mode(raw).map(Some),
             };
             let mode = self.0.get(&key("pool_mode"), None, true, parse, show);
+            let (server_user, login) = self.server_login(&name);
+            if login != What::default() {
+                logins.push((name.clone(), login));
+            }
             let user = UserConfig {
+                server_user,
                 mode,
                 pool_size: limit(self.count(&key("pool_size"), 0, true)),
                 max_connections: limit(self.count(&key("max_server_connections"), 0, false)),
@@ -716,7 +791,7 @@ impl Resolver {
             };
             users.insert(name, user);
         }
-        users
+        (users, logins)
     }
 
     fn log(&mut self) -> LogConfig {

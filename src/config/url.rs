@@ -2,6 +2,7 @@
 //!
 //! Source: PostgreSQL documentation, "Connection Strings" and "Parameter Key Words".
 
+use crate::credentials::Kind;
 use crate::net::Address;
 use crate::net::tls::{Authorities, SslMode};
 use crate::routing::Consistency;
@@ -48,6 +49,24 @@ pub struct Url {
     pub consistency: Option<Consistency>,
     /// `max_lag`, with its unit: replicas that are further behind get no reads.
     pub max_lag: Option<Duration>,
+    /// `service`: a section of libpq's service file, for what is not said here.
+    pub service: Option<String>,
+    /// `passfile`: libpq's file of passwords.
+    pub passfile: Option<PathBuf>,
+    /// `password_file`
+    pub password_file: Option<PathBuf>,
+    /// `credentials`: the cloud whose tokens we log in with.
+    pub credentials: Option<Kind>,
+    /// `iam_host`, `iam_port`, `aws_region`: what AWS calls the servers; one for all, or one for each.
+    pub iam_host: Vec<String>,
+    /// The ports.
+    pub iam_port: Vec<u16>,
+    /// The regions.
+    pub aws_region: Vec<String>,
+    /// `aws_profile`
+    pub aws_profile: Option<String>,
+    /// `azure_client_id`
+    pub azure_client_id: Option<String>,
     /// `zones`, `regions` and `weights`: one for each server, in their order.
     pub zones: Vec<String>,
     /// The regions.
@@ -73,6 +92,15 @@ const KNOWN: &[&str] = &[
     "keepalives_idle",
     "keepalives_interval",
     "keepalives_count",
+    "service",
+    "passfile",
+    "password_file",
+    "credentials",
+    "iam_host",
+    "iam_port",
+    "aws_region",
+    "aws_profile",
+    "azure_client_id",
     "consistency",
     "max_lag",
     "zones",
@@ -143,6 +171,59 @@ impl Url {
         if faults.is_empty() { Ok(url) } else { Err(faults) }
     }
 
+    /// The same from parameters with the numbers of their lines; every fault with its line.
+    pub fn from_parameters<'a>(
+        parameters: impl Iterator<Item = (usize, &'a str, &'a str)>,
+    ) -> (Self, Vec<(usize, String)>) {
+        let (mut url, mut hosts, mut faults) = (Self::default(), Vec::new(), Vec::new());
+        // A port belongs to hosts that may be named behind it.
+        let mut pairs: Vec<_> = parameters.collect();
+        pairs.sort_by_key(|(_, name, _)| *name == "port");
+        for (line, name, value) in pairs {
+            faults.extend(url.parameter(name, value, &mut hosts).err().map(|fault| (line, fault)));
+        }
+        url.hosts = hosts.into_iter().map(|(host, port)| Address::new(&host, port)).collect();
+        (url, faults)
+    }
+
+    /// Takes from the other what is not said here.
+    pub fn fill_from(&mut self, other: Self) {
+        fn list<T>(own: &mut Vec<T>, other: Vec<T>) {
+            if own.is_empty() {
+                *own = other;
+            }
+        }
+        fn one<T>(own: &mut Option<T>, other: Option<T>) {
+            if own.is_none() {
+                *own = other;
+            }
+        }
+        list(&mut self.hosts, other.hosts);
+        one(&mut self.user, other.user);
+        one(&mut self.password, other.password);
+        one(&mut self.dbname, other.dbname);
+        one(&mut self.sslmode, other.sslmode);
+        list(&mut self.sslrootcert, other.sslrootcert);
+        one(&mut self.sslcert, other.sslcert);
+        one(&mut self.sslkey, other.sslkey);
+        one(&mut self.direct_tls, other.direct_tls);
+        one(&mut self.connect_timeout, other.connect_timeout);
+        one(&mut self.tcp_user_timeout, other.tcp_user_timeout);
+        one(&mut self.keepalives_idle, other.keepalives_idle);
+        one(&mut self.keepalives_interval, other.keepalives_interval);
+        one(&mut self.keepalives_count, other.keepalives_count);
+        one(&mut self.passfile, other.passfile);
+        one(&mut self.password_file, other.password_file);
+        one(&mut self.credentials, other.credentials);
+        list(&mut self.iam_host, other.iam_host);
+        list(&mut self.iam_port, other.iam_port);
+        list(&mut self.aws_region, other.aws_region);
+        one(&mut self.aws_profile, other.aws_profile);
+        one(&mut self.azure_client_id, other.azure_client_id);
+        one(&mut self.consistency, other.consistency);
+        one(&mut self.max_lag, other.max_lag);
+    }
+
     fn parameter(&mut self, name: &str, value: &str, hosts: &mut Vec<(String, u16)>) -> Result<(), String> {
         let seconds =
             || value.parse().map(Duration::from_secs).map_err(|_| format!("{name}={value}: write whole seconds"));
@@ -196,6 +277,18 @@ impl Url {
                 let count = value.parse().map_err(|_| format!("{name}={value}: write a whole number"))?;
                 self.keepalives_count = Some(count);
             }
+            "service" => self.service = Some(value.to_owned()),
+            "passfile" => self.passfile = Some(value.into()),
+            "password_file" => self.password_file = Some(value.into()),
+            "credentials" => {
+                let kind = Kind::parse(value).map_err(|error| format!("credentials: {error}"))?;
+                self.credentials = Some(kind);
+            }
+            "iam_host" => self.iam_host = list(value),
+            "iam_port" => self.iam_port = list(value).iter().map(|text| port(text)).collect::<Result<_, _>>()?,
+            "aws_region" => self.aws_region = list(value),
+            "aws_profile" => self.aws_profile = Some(value.to_owned()),
+            "azure_client_id" => self.azure_client_id = Some(value.to_owned()),
             "consistency" => {
                 let modes = "session, eventual, primary or global";
                 let mode = Consistency::parse(value).ok_or_else(|| format!("consistency={value}: write {modes}"))?;

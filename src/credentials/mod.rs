@@ -1,10 +1,32 @@
 //! Who we are upstream: what proves it, and where that comes from.
 //!
 //! Whoever logs in asks a [`Source`]. Behind it stands an [`engine`] for each credential that has to be fetched: it fetches in
-//! the background, by a pure [`policy`], and gives the same credential to all who ask.
+//! the background, by a pure [`policy`], and gives the same credential to all who ask. The [`Keyring`] makes sources from
+//! what an operator says ([`Spec`]), the same one for the same words, and shows how they stand.
 
+#[cfg(feature = "aws")]
+pub mod aws;
+#[cfg(feature = "azure")]
+mod azure;
+mod command;
 pub mod engine;
+mod file;
+#[cfg(feature = "gcp")]
+mod gcp;
+#[cfg(feature = "http-client")]
+mod http;
+mod keyring;
+mod managed;
+mod pace;
+mod passfile;
 pub mod policy;
+mod spec;
+
+pub use engine::Report;
+pub use file::check as check_file;
+pub use keyring::Keyring;
+pub use passfile::check as check_passfile;
+pub use spec::{CommandSpec, Endpoint, Kind, Role, Spec};
 
 use crate::auth::scram::Keys;
 use crate::net::Address;

@@ -2,13 +2,12 @@
 
 use super::poolset::{PoolSet, Wanted};
 use super::{GateState, Node, PoolConfig, PoolName, Totals, lock};
-use crate::credentials::{Fixed, Proof, Source};
+use crate::credentials::{Keyring, Role, Source, Spec};
 use crate::monitor::{Habits, Login, Member, Monitor, Ticks};
 use crate::net::tls::{SslMode, TlsError, UpstreamTls};
 use crate::net::{Address, SocketOptions};
 use crate::routing::survey::{Known as KnownNode, Location};
 use crate::routing::{Consistency, Fallback, NodeId, Policy};
-use crate::secret::SecretString;
 use crate::server::{ServerEntry, Target};
 use crate::session::{Interners, PoolMode};
 use crate::telemetry::Telemetry;
@@ -38,7 +37,9 @@ pub struct DatabaseConfig {
     /// The role on the servers; the client's user if there is none.
     pub user: Option<String>,
     /// What that role logs in with.
-    pub password: Option<SecretString>,
+    pub login: Spec,
+    /// The same for users who log in as somebody else, by their names as clients write them.
+    pub logins: HashMap<String, Spec>,
     /// When a server goes back to its pool.
     pub mode: PoolMode,
     /// TLS towards the servers.
@@ -105,6 +106,8 @@ impl Default for NodeLabels {
 /// What an operator says of a user.
 #[derive(Debug, Clone, Default)]
 pub struct UserConfig {
+    /// Overrides the role on the servers.
+    pub server_user: Option<String>,
     /// Overrides the database's mode.
     pub mode: Option<PoolMode>,
     /// Overrides the size of the pools.
@@ -166,6 +169,7 @@ pub struct Directory {
     /// thousands of probes.
     monitors: Mutex<HashMap<Box<[NodeId]>, Weak<Monitor>>>,
     ticks: Arc<Ticks>,
+    keyring: Keyring,
     /// Where they run: it lives until all clients have gone.
     runtime: Handle,
 }
@@ -243,6 +247,7 @@ impl Directory {
             nodes: Mutex::default(),
             monitors: Mutex::default(),
             ticks: Arc::default(),
+            keyring: Keyring::new(runtime.clone()),
             runtime,
         };
         directory.reload(config)?;
@@ -269,6 +274,9 @@ impl Directory {
                 Err(NoSuchDatabase) => drop(lock(&self.sets).remove(&(set.name.clone(), purpose))),
             }
         }
+        let logins = config.databases.iter().flat_map(|database| database.logins.values().chain([&database.login]));
+        let wanted: Vec<&Spec> = logins.collect();
+        self.keyring.retain(&wanted);
         Ok(())
     }
 
@@ -447,12 +455,12 @@ impl Directory {
             pool = PoolConfig { size: 1, min_idle: 0, reserve: 0, ..pool };
         }
         let own_source = source.is_none();
-        let source = source.unwrap_or_else(|| {
-            Arc::new(Fixed(match &config.password {
-                Some(text) => Proof::Password(text.clone()),
-                None => Proof::Nothing,
-            }))
-        });
+        let role = Role {
+            user: user.server_user.clone().or_else(|| config.user.clone()).unwrap_or_else(|| name.user.to_string()),
+            database: config.dbname.clone().unwrap_or_else(|| name.database.to_string()),
+        };
+        let login = config.logins.get(&*name.user).unwrap_or(&config.login);
+        let source = source.unwrap_or_else(|| self.keyring.source(login, &role));
         let (user_connections, user_clients) = {
             let mut users = lock(&self.users);
             let state = users.entry(name.user.to_string()).or_default();
@@ -468,8 +476,8 @@ impl Directory {
             tls_verifies: config.tls.verifies(),
             tls_direct: config.tls.direct,
             socket: config.socket,
-            user: config.user.clone().unwrap_or_else(|| name.user.to_string()),
-            database: config.dbname.clone().unwrap_or_else(|| name.database.to_string()),
+            user: role.user.clone(),
+            database: role.database.clone(),
             replication: replication.as_ref().map(|r| r.kind.clone()),
             settings: replication.as_ref().map(|r| r.settings.clone()).unwrap_or_default(),
             prepared_limit: config.prepared_limit,
@@ -503,6 +511,11 @@ impl Directory {
         let mut databases: Vec<_> = self.current().databases.values().cloned().collect();
         databases.sort_by(|a, b| a.config.name.cmp(&b.config.name));
         databases
+    }
+
+    /// All credentials.
+    pub fn keyring(&self) -> &Keyring {
+        &self.keyring
     }
 
     /// The users of whom something is said, by name, and how many clients each has.
@@ -590,6 +603,11 @@ impl Database {
     /// How many clients are logged in.
     pub fn clients(&self) -> usize {
         self.shared.clients.load(Ordering::Relaxed)
+    }
+
+    /// Whether a user's own login may be passed through: not where it was said who we are upstream.
+    pub fn passes_through(&self, user: &str) -> bool {
+        self.config.user.is_none() && !self.config.logins.contains_key(user) && self.config.login.yields_to_clients()
     }
 
     /// Its servers.
