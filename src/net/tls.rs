@@ -216,6 +216,18 @@ impl UpstreamTls {
     }
 }
 
+/// The configuration of a client of web servers, who are to be known by the system's authorities.
+///
+/// # Errors
+/// There are none.
+#[cfg(feature = "http-client")]
+pub fn web_client() -> Result<Arc<ClientConfig>, TlsError> {
+    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+    let mut config = builder.with_root_certificates(read_roots(&[])?).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
 impl ListenerTls {
     /// Reads the files and makes the configuration.
     pub fn load(&self) -> Result<Arc<ServerConfig>, TlsError> {
