@@ -96,6 +96,11 @@ metrics_table! {
     NODE_READS = "pg_ambassador_node_reads_total", Counter, None, "Reads that a replica has served.";
     ROUTED = "pg_ambassador_routed_total", Counter, None, "Requests of databases with several servers, by where they went and why.";
     RETRIED = "pg_ambassador_retried_reads_total", Counter, None, "Reads that were sent once more, to the primary, because a replica had refused them or was lost.";
+    CREDENTIAL_AGE = "pg_ambassador_credential_age_seconds", Gauge, Some(Unit::Seconds), "How long ago a credential was fetched.";
+    CREDENTIAL_EXPIRES = "pg_ambassador_credential_expiry_timestamp_seconds", Gauge, Some(Unit::Seconds), "When a credential ends, in seconds since 1970.";
+    CREDENTIAL_GOOD = "pg_ambassador_credential_usable", Gauge, None, "1 while there is a credential that may be presented.";
+    CREDENTIAL_FETCHES = "pg_ambassador_credential_refreshes_total", Counter, None, "Fetches of a credential, by result.";
+    CREDENTIAL_REFUSED = "pg_ambassador_credential_refusals_total", Counter, None, "Logins that a server refused with a credential.";
     RELOADS = "pg_ambassador_reloads_total", Counter, None, "Reloads of the configuration, by result.";
     WORKER_LAG = "pg_ambassador_worker_lag_seconds", Gauge, Some(Unit::Seconds), "How long ago the slowest worker's event loop was last seen to turn.";
 }

@@ -73,6 +73,7 @@ macro_rules! tables {
 tables! {
     Clients = "CLIENTS", "clients that are logged in";
     Config = "CONFIG", "settings, their defaults, and whether RELOAD or SET changes them";
+    Credentials = "CREDENTIALS", "what servers are logged in to with: where it comes from, how old it is, when it ends, what went wrong; never the secret";
     Databases = "DATABASES", "configured databases";
     Help = "HELP", "this list";
     Learned = "LEARNED", "statements that a replica has refused: for a while they go to the primary";

@@ -2,6 +2,7 @@
 
 use crate::client::entry::ClientState;
 use crate::client::{Clients, Context};
+use crate::credentials::Report;
 use crate::listen::Hubs;
 use crate::monitor::Monitor;
 use crate::pool::{GateState, Pool, PoolName, Routes, Totals};
@@ -12,7 +13,7 @@ use crate::telemetry::{self as t, Telemetry};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// What is measured besides pools and clients.
 #[derive(Debug, Clone, Copy, Default)]
@@ -64,6 +65,9 @@ pub fn render(telemetry: &Telemetry, context: &Context, vitals: Vitals) -> Strin
     render_listening(telemetry, &context.hubs);
     for monitor in context.directory.monitors() {
         render_nodes(telemetry, &monitor);
+    }
+    for report in context.directory.keyring().reports() {
+        render_credential(telemetry, &report);
     }
     let queues = queues(clients);
     for set in context.directory.sets() {
@@ -145,6 +149,24 @@ fn render_routes(telemetry: &Telemetry, routes: &Routes, names: [(&'static str, 
         telemetry.set(&t::ROUTED, &labels, count);
     }
     telemetry.set(&t::RETRIED, &names, routes.record().retried());
+}
+
+fn render_credential(telemetry: &Telemetry, report: &Report) {
+    // Not the principal where it changes with each credential: series must not add up.
+    let server = report.server.as_deref().unwrap_or_default();
+    let labels = [("source", report.source), ("name", report.name.as_str()), ("server", server)];
+    telemetry.gauge(&t::CREDENTIAL_GOOD, &labels, f64::from(u8::from(report.good)));
+    if let Some(age) = report.age {
+        telemetry.gauge(&t::CREDENTIAL_AGE, &labels, age.as_secs_f64());
+    }
+    if let Some(at) = report.expires {
+        let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        telemetry.gauge(&t::CREDENTIAL_EXPIRES, &labels, since.as_secs_f64());
+    }
+    for (result, count) in [("success", report.fetched), ("failure", report.failed)] {
+        telemetry.set(&t::CREDENTIAL_FETCHES, &[labels[0], labels[1], labels[2], ("result", result)], count);
+    }
+    telemetry.set(&t::CREDENTIAL_REFUSED, &labels, report.refused);
 }
 
 fn render_pool(telemetry: &Telemetry, pool: &Pool, unassigned: &Totals, labels: &[(&'static str, &str); 3]) {

@@ -6,6 +6,7 @@ use super::operator::Operator;
 use crate::client::ClientEntry;
 use crate::client::entry::ClientState;
 use crate::config::Setting;
+use crate::credentials::Report;
 use crate::listen::Status;
 use crate::monitor::{Member, Monitor};
 use crate::pool::{GateState, Learned, Node, PoolName, PoolSet, Routes, Totals};
@@ -74,6 +75,10 @@ pub fn describe(command: &Command) -> Columns {
         Command::Show(table) => match table {
             Table::Clients | Table::Servers => columns(PEOPLE),
             Table::Config => columns("key value default changeable"),
+            Table::Credentials => columns(
+                "source principal server state age_seconds:b expires expires_seconds:b fetched:b failed:b refused:b last_error \
+                 last_error_seconds:b",
+            ),
             Table::Databases => columns(
                 "name host port:i database force_user pool_size:i min_pool_size:i reserve_pool_size:i server_lifetime:i \
                  pool_mode load_balance_hosts max_connections:i current_connections:i max_client_connections:i \
@@ -148,6 +153,7 @@ pub fn rows(table: Table, operator: &Operator) -> Vec<Vec<Cell>> {
         Table::Clients => operator.context.clients.all().iter().map(|client| client_row(client)).collect(),
         Table::Servers => servers(operator),
         Table::Config => operator.settings().iter().map(config_row).collect(),
+        Table::Credentials => operator.context.directory.keyring().reports().iter().map(credential_row).collect(),
         Table::Databases => databases(operator),
         Table::Help => help(),
         Table::Learned => learned(operator),
@@ -175,6 +181,33 @@ pub fn rows(table: Table, operator: &Operator) -> Vec<Vec<Cell>> {
     }
 }
 
+fn credential_row(report: &Report) -> Vec<Cell> {
+    let some = |value: Option<Cell>| value.unwrap_or(Cell::Null);
+    let ends = |at: SystemTime| at.duration_since(SystemTime::now()).map_or_else(|e| -seconds(e.duration()), seconds);
+    vec![
+        text(report.source),
+        text(&report.principal),
+        some(report.server.as_ref().map(text)),
+        text(match (report.good, report.age) {
+            (true, _) => "good",
+            (false, Some(_)) => "expired",
+            (false, None) => "none",
+        }),
+        some(report.age.map(|age| Cell::Int(seconds(age)))),
+        some(report.expires.map(|at| text(date(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())))),
+        some(report.expires.map(|at| Cell::Int(ends(at)))),
+        int(report.fetched),
+        int(report.failed),
+        int(report.refused),
+        some(report.last_error.as_ref().map(|(error, _)| text(error))),
+        some(report.last_error.as_ref().map(|(_, ago)| Cell::Int(seconds(*ago)))),
+    ]
+}
+
+fn seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
+}
+
 fn mode_name(mode: PoolMode) -> &'static str {
     match mode {
         PoolMode::Session => "session",
@@ -186,7 +219,11 @@ fn mode_name(mode: PoolMode) -> &'static str {
 /// A moment as PgBouncer writes it: `2026-01-31 12:00:00 UTC`.
 fn moment(at: Instant) -> String {
     let ago = at.elapsed();
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().saturating_sub(ago);
+    date(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().saturating_sub(ago))
+}
+
+/// The same of a time since 1970.
+fn date(since: Duration) -> String {
     let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     // Civil date from days since 1970 (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
     let z = days + 719_468;
