@@ -28,6 +28,9 @@ pub enum Command {
     Demo(Demo),
     /// Ask a running ambassador for its health; exits with 0 if it is ready.
     Healthcheck(Healthcheck),
+    /// Print a token for RDS or Aurora, as `aws rds generate-db-auth-token` does.
+    #[cfg(feature = "aws")]
+    Token(Token),
     /// Make a SCRAM verifier of a password read from standard input, for a user list.
     Hash(Hash),
 }
@@ -170,6 +173,31 @@ pub struct Healthcheck {
     /// What to ask for: readyz, startupz or livez.
     #[arg(long, default_value = "readyz")]
     pub check: String,
+}
+
+/// Options of the token.
+#[cfg(feature = "aws")]
+#[derive(Debug, Args)]
+pub struct Token {
+    /// The endpoint's own name, not another name of it.
+    #[arg(long, value_name = "HOST")]
+    pub host: String,
+
+    /// Its port.
+    #[arg(long, value_name = "PORT", default_value_t = crate::config::url::DEFAULT_PORT)]
+    pub port: u16,
+
+    /// The role on the server.
+    #[arg(long, value_name = "USER")]
+    pub user: String,
+
+    /// The endpoint's region [default: what its name says]
+    #[arg(long, value_name = "REGION")]
+    pub region: Option<String>,
+
+    /// The profile of AWS's configuration files [default: AWS_PROFILE]
+    #[arg(long, value_name = "NAME")]
+    pub profile: Option<String>,
 }
 
 /// Options of the verifier.

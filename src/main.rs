@@ -20,6 +20,8 @@ fn main() -> ExitCode {
         Command::Check(settings) => check(&settings),
         Command::Demo(options) => demo::run(&options).map_err(Into::into),
         Command::Healthcheck(options) => healthcheck(&options),
+        #[cfg(feature = "aws")]
+        Command::Token(options) => token(options),
         Command::Hash(options) => hash(&options),
     };
     match result {
@@ -116,6 +118,22 @@ fn healthcheck(options: &Healthcheck) -> Result<()> {
         return Ok(());
     }
     bail!("{}", body.trim())
+}
+
+/// Prints a token for RDS: whether it can be had, and what is in it, is the first thing to look at when a login fails.
+#[cfg(feature = "aws")]
+fn token(options: pg_ambassador::args::Token) -> Result<()> {
+    use pg_ambassador::credentials::{Endpoint, aws};
+    let named = options.region.or_else(|| Endpoint::region_of(&options.host).map(str::to_owned));
+    let region = named.with_context(|| format!("{} names no region: say it with --region", options.host))?;
+    let endpoint = Endpoint { host: options.host, port: options.port, region };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let keys = runtime.block_on(aws::fetch_keys(options.profile, endpoint.region.clone()));
+    let keys = keys.map_err(anyhow::Error::msg)?;
+    let token =
+        aws::token(&endpoint, &options.user, &keys, std::time::SystemTime::now()).map_err(anyhow::Error::msg)?;
+    writeln!(std::io::stdout(), "{}", token.expose())?;
+    Ok(())
 }
 
 fn hash(options: &Hash) -> Result<()> {
