@@ -6,6 +6,7 @@ use crate::auth::Method;
 use crate::auth::scram::Mock;
 use crate::client::{CancelLane, Clients, Context, Door, DoorTls};
 use crate::config::{self, Config, Fault, File, Sources, StartupPolicy};
+use crate::credentials::Spec;
 use crate::drain::{self, Notice, Plan, Signals};
 use crate::listen::{Habits, Hubs};
 use crate::net::listener::{Bound, SocketFile};
@@ -105,6 +106,16 @@ impl Ambassador {
     /// Wires all parts and starts to listen. To be called inside the runtime of the control thread.
     pub async fn start(config: Config, sources: Sources, log: LogLevel) -> Result<Self, StartError> {
         raise_descriptor_limit();
+        if !config.core_dumps {
+            forbid_core_dumps();
+        }
+        warn_of_files(&config);
+        if sources.flags.iter().any(|(key, value)| key == "url" && config::url::without_password(value) != *value) {
+            tracing::warn!(
+                "the URL on the command line holds a password, which everybody on this machine can see: use \
+                 PG_AMBASSADOR_URL, password_file or password_command"
+            );
+        }
         let telemetry = Arc::new(Telemetry::new());
         let interners = Arc::new(Interners::default());
         // On this runtime: it lives until all clients have gone, whichever worker they are with.
@@ -376,6 +387,38 @@ async fn prove_start(operator: Arc<Operator>, config: Config) {
     }
     operator.started.store(true, Ordering::Relaxed);
     tracing::info!("ready");
+}
+
+/// Keeps our memory, with all its secrets, to ourselves: no core dump, and no debugger of another process of the same user.
+fn forbid_core_dumps() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    if let Err(error) = setrlimit(Resource::Core, none) {
+        tracing::warn!(%error, "cannot forbid core dumps");
+    }
+    // A limit of 0 does not keep a core from a program that the system pipes it to.
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+        if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+            tracing::warn!(%error, "cannot forbid core dumps");
+        }
+    }
+}
+
+/// Says of files with secrets who else can read them.
+fn warn_of_files(config: &Config) {
+    let logins =
+        config.directory.databases.iter().flat_map(|database| database.logins.values().chain([&database.login]));
+    let mut files: Vec<_> =
+        logins.filter_map(|login| if let Spec::File(path) = login { Some(path) } else { None }).collect();
+    files.sort();
+    files.dedup();
+    for path in files {
+        if let Ok(Some(warning)) = crate::credentials::check_file(path) {
+            tracing::warn!("{warning}");
+        }
+    }
 }
 
 /// Every client costs a descriptor: takes all that the system allows.

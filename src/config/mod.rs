@@ -62,6 +62,8 @@ pub struct Config {
     pub startup: StartupPolicy,
     /// The window of averages in SHOW STATS.
     pub stats_period: Duration,
+    /// Whether a crash may leave a core file, and a debugger may look: both show secrets.
+    pub core_dumps: bool,
     /// Every setting as it was resolved.
     pub settings: Vec<Setting>,
     /// The configuration file.

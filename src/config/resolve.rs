@@ -212,6 +212,7 @@ impl Resolver {
             drain_grace: self.duration("drain_grace", Duration::from_secs(3)),
             startup: self.startup(),
             stats_period: self.positive("stats_period", Duration::from_secs(60)),
+            core_dumps: self.0.get("core_dumps", false, false, Raw::flag, ToString::to_string),
             settings: Vec::new(),
             file: None,
         };
