@@ -56,6 +56,9 @@ pub struct Report {
 pub trait Reported: Send + Sync {
     /// How it stands.
     fn report(&self) -> Report;
+
+    /// Whether the last fetch has failed.
+    fn is_failing(&self) -> bool;
 }
 
 /// One credential and its course. Dropped, it ends its background task.
@@ -189,6 +192,10 @@ impl<V: Value> Engine<V> {
 }
 
 impl<V: Value> Reported for Engine<V> {
+    fn is_failing(&self) -> bool {
+        self.shared.state().course.failures() > 0
+    }
+
     fn report(&self) -> Report {
         let state = self.shared.state();
         let held = state.course.held();
@@ -214,7 +221,7 @@ impl<V> State<V> {
         let cause = self.last_error.as_ref().map_or("none was fetched yet", |(text, _)| text);
         let expired = self.course.held().and_then(|held| held.expires).and_then(|at| at.elapsed().ok());
         CredentialError(match expired {
-            Some(ago) => format!("the credential expired {} s ago, and no other can be had: {cause}", ago.as_secs()),
+            Some(ago) => format!("it expired {} s ago: {cause}", ago.as_secs()),
             None => cause.to_owned(),
         })
     }

@@ -104,7 +104,7 @@ impl Keyring {
         let one = |engine: Arc<Engine<Secret>>, advice: Option<&'static str>| -> Arc<dyn Source> {
             // Only the clouds have advice, and a limit.
             let pace = advice.map(|_| Arc::clone(&self.pace));
-            Arc::new(Managed { engines: Engines::One(engine), pace, advice })
+            Arc::new(Managed { engines: Engines::One(engine), basis: None, pace, advice })
         };
         match spec.clone() {
             Spec::None => Arc::new(Fixed(Proof::Nothing)),
@@ -175,6 +175,7 @@ impl Keyring {
         });
         let engines = engines.collect();
         let pace = Some(Arc::clone(&self.pace));
-        Arc::new(Managed { engines: Engines::PerNode(engines), pace, advice: Some(aws::ADVICE) })
+        let basis: Arc<dyn Reported> = keys;
+        Arc::new(Managed { engines: Engines::PerNode(engines), basis: Some(basis), pace, advice: Some(aws::ADVICE) })
     }
 }

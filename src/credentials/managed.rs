@@ -1,6 +1,6 @@
 //! A source whose credentials are fetched and held by engines.
 
-use super::engine::{Engine, Value};
+use super::engine::{Engine, Reported, Value};
 use super::pace::Pace;
 use super::policy::Held;
 use super::{BoxFuture, Credential, CredentialError, Proof, Source};
@@ -48,12 +48,19 @@ pub(super) enum Engines {
 }
 
 /// The source.
-#[derive(Debug)]
 pub(super) struct Managed {
     pub(super) engines: Engines,
+    /// What the engines' fetches depend on, if it is another engine's.
+    pub(super) basis: Option<Arc<dyn Reported>>,
     /// Held to by logins with tokens.
     pub(super) pace: Option<Arc<Pace>>,
     pub(super) advice: Option<&'static str>,
+}
+
+impl std::fmt::Debug for Managed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Managed").field(&self.engines).finish()
+    }
 }
 
 impl Managed {
@@ -100,7 +107,10 @@ impl Source for Managed {
     }
 
     fn is_ready(&self, node: &Address) -> bool {
-        self.engine(node).is_none_or(|engine| engine.held().is_some())
+        let fails = |engine: &dyn Reported| engine.is_failing();
+        let basis_fails = self.basis.as_deref().is_some_and(fails);
+        // What is held may end before another is there, if the last fetch has failed.
+        self.engine(node).is_none_or(|engine| engine.held().is_some() && !fails(&**engine)) && !basis_fails
     }
 
     fn user(&self, node: &Address) -> Option<Arc<str>> {

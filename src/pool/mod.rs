@@ -126,8 +126,6 @@ pub struct Pool {
     /// There may be more seats taken than there are to be.
     too_many: AtomicBool,
     paranoid: bool,
-    /// There is nothing to log in with: the connections that are there are all there will be for now (faults.md F17).
-    is_cut_off: AtomicBool,
     /// The role that came with the last credential.
     role: Mutex<Option<Arc<str>>>,
     keepers: keepers::Keepers,
@@ -327,7 +325,6 @@ impl Pool {
             shrunk: Mutex::new(None),
             postponed_size: Mutex::new(None),
             too_many: AtomicBool::new(false),
-            is_cut_off: AtomicBool::new(false),
             role: Mutex::default(),
             keepers: keepers::Keepers::default(),
             paranoid: config.paranoid,
@@ -369,7 +366,8 @@ impl Pool {
 
     fn is_outdated(&self, server: &Server, now: Instant) -> bool {
         server.generation != self.generation.load(Ordering::Relaxed)
-            || (server.retire_at.is_some_and(|at| at <= now) && !self.is_cut_off.load(Ordering::Relaxed))
+            // While there is nothing to log in with, the connections that are there are all there will be (faults.md F17).
+            || (server.retire_at.is_some_and(|at| at <= now) && self.source().is_ready(&self.node.address))
     }
 
     /// A connection, waited for and dialled for as long as `deadline` allows.
@@ -880,7 +878,7 @@ impl Pool {
     pub fn maintain(&self, now: Instant, make_room: bool) {
         let config = self.config();
         self.follow_credential();
-        let cut_off = self.is_cut_off.load(Ordering::Relaxed);
+        let cut_off = !self.source().is_ready(&self.node.address);
         let mut spare = self.connections().saturating_sub(config.min_idle);
         let removed = self.queue.retain(|server| {
             if self.is_outdated(server, now) || server.stream.is_closed() {
@@ -907,12 +905,10 @@ impl Pool {
         }
     }
 
-    /// Notes whether there is something to log in with. Where a new role came with it, connections of the old one end as soon
-    /// as they are free.
+    /// Where a new role came with the credential, connections of the old one end as soon as they are free.
     fn follow_credential(&self) {
-        let (source, node) = (self.source(), &self.node.address);
-        self.is_cut_off.store(!source.is_ready(node), Ordering::Relaxed);
-        let Some(user) = source.user(node) else { return };
+        let node = &self.node.address;
+        let Some(user) = self.source().user(node) else { return };
         let before = lock(&self.role).replace(Arc::clone(&user));
         if before.is_some_and(|before| before != user) {
             tracing::info!(pool = %self.name, node = %node, user = &*user, "a new role came with the credential: connections of the old one end when they are free");

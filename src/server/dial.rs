@@ -229,7 +229,10 @@ pub async fn log_in(
         if error.verdict() != Verdict::Credential {
             return result;
         }
-        if attempts > 0 && source.refused(&target.address, credential.serial) {
+        if attempts > 0
+            && matches!(error, DialError::Refused { .. })
+            && source.refused(&target.address, credential.serial)
+        {
             // Where no other is to be had, what the server has said is the better answer.
             if let Ok(other) = self::credential(target, source).await
                 && other.serial != credential.serial
@@ -487,6 +490,9 @@ impl Login<'_> {
     }
 
     async fn scram(&mut self, mechanisms: &[u8]) -> Result<(), DialError> {
+        if matches!(self.proof, Proof::Token(_)) {
+            return self.password("a SCRAM proof").map(drop);
+        }
         let offered = |name: &str| backend::sasl_mechanisms(mechanisms).any(|m| m == name.as_bytes());
         let certificate = self.stream.tls().and_then(|tls| tls.peer_certificates()).and_then(|chain| chain.first());
         let end_point = certificate.and_then(tls::server_end_point);
