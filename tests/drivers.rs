@@ -18,13 +18,13 @@ const PASSWORD: &str = "secret of app";
 const PATIENCE_WITH_A_PROGRAM: &str = "300";
 
 /// Where `scripts/drivers` puts what it fetches.
-fn fetched(part: &str) -> PathBuf {
+pub fn fetched(part: &str) -> PathBuf {
     let dir = std::env::var_os("PG_AMBASSADOR_DRIVERS").map(PathBuf::from);
     dir.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".drivers")).join(part)
 }
 
 /// Says on the terminal itself, past the test harness, that something is not tested.
-fn skip(what: &str, why: &str) {
+pub fn skip(what: &str, why: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr(), "skipped {what}: {why}");
 }

@@ -34,4 +34,6 @@ mod soak;
 mod startup;
 mod support;
 mod tls;
+#[cfg(all(feature = "aws", feature = "azure", feature = "gcp"))]
+mod tokens;
 mod transparency;

@@ -7,8 +7,10 @@ pub mod chaos;
 pub mod client;
 pub mod dir;
 pub mod hostile;
+pub mod iam;
 pub mod random;
 pub mod tls;
+pub mod web;
 
 pub use ambassador::Ambassador;
 pub use chaos::{Chaos, How, Rule, Way};
