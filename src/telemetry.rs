@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload::Handle;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -266,16 +266,22 @@ pub struct LogLevel(Handle<Targets, Registry>);
 impl LogLevel {
     /// Logs at another level from now on. The text was checked when it was resolved.
     pub fn set(&self, level: &str) {
-        if let Ok(targets) = level.parse::<Targets>() {
-            let _ = self.0.reload(targets);
-        }
+        let _ = self.0.reload(targets(level));
     }
+}
+
+/// What is logged at a level. Of libraries that handle secrets only what an operator should know, unless the level names
+/// them: what they trace is not ours to vouch for.
+fn targets(level: &str) -> Targets {
+    let targets: Targets = level.parse().unwrap_or_else(|_| Targets::new().with_default(tracing::Level::INFO));
+    let quiet = ["aws_", "hyper", "rustls"].into_iter().filter(|library| !level.contains(library));
+    let most = targets.default_level().unwrap_or(LevelFilter::OFF).min(LevelFilter::WARN);
+    quiet.fold(targets, |targets, library| targets.with_target(library, most))
 }
 
 /// Sets up logging to the standard error stream. To be called once.
 pub fn init_logs(config: &LogConfig) -> LogLevel {
-    let targets: Targets = config.level.parse().unwrap_or_else(|_| Targets::new().with_default(tracing::Level::INFO));
-    let (filter, handle) = reload::Layer::new(targets);
+    let (filter, handle) = reload::Layer::new(targets(&config.level));
     let output = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_target(false);
     let output = match config.format {
         LogFormat::Text => output.boxed(),

@@ -11,6 +11,8 @@ mod causal;
 mod chaos;
 mod configuration;
 mod console;
+#[cfg(all(feature = "aws", feature = "azure", feature = "gcp"))]
+mod credentials;
 mod cuts;
 mod differential;
 mod drivers;

@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 /// A running server. Dropped, it is gone with all its connections.
 pub struct Checker {
     pub port: u16,
+    acceptor: Arc<Mutex<tokio_rustls::TlsAcceptor>>,
     seen: Arc<Mutex<Vec<Seen>>>,
     _end: tokio::sync::oneshot::Sender<()>,
 }
@@ -40,8 +41,8 @@ impl Checker {
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let versions = [&rustls::version::TLS12, &rustls::version::TLS13];
-        let acceptor = tokio_rustls::TlsAcceptor::from(pair.server(&versions));
+        let acceptor = Arc::new(Mutex::new(acceptor(pair)));
+        let current = Arc::clone(&acceptor);
         let seen = Arc::<Mutex<Vec<Seen>>>::default();
         let (check, shared): (Arc<Check>, _) = (Arc::new(check), Arc::clone(&seen));
         let (end, ended) = tokio::sync::oneshot::channel();
@@ -51,14 +52,20 @@ impl Checker {
                 let listener = TcpListener::from_std(listener).unwrap();
                 let serve = async {
                     while let Ok((stream, _)) = listener.accept().await {
-                        let (acceptor, check, seen) = (acceptor.clone(), Arc::clone(&check), Arc::clone(&shared));
+                        let acceptor = current.lock().unwrap().clone();
+                        let (check, seen) = (Arc::clone(&check), Arc::clone(&shared));
                         tokio::spawn(async move { drop(serve(stream, acceptor, upstream, &*check, &seen).await) });
                     }
                 };
                 tokio::select! { () = serve => {}, _ = ended => {} }
             });
         });
-        Self { port, seen, _end: end }
+        Self { port, acceptor, seen, _end: end }
+    }
+
+    /// Shows another certificate from now on.
+    pub fn set_certificate(&self, pair: &Pair) {
+        *self.acceptor.lock().unwrap() = acceptor(pair);
     }
 
     /// The logins so far.
@@ -72,6 +79,10 @@ impl Checker {
         let accepted = seen.iter().filter(|login| login.accepted).count();
         (accepted, seen.len() - accepted)
     }
+}
+
+fn acceptor(pair: &Pair) -> tokio_rustls::TlsAcceptor {
+    pair.server(&[&rustls::version::TLS12, &rustls::version::TLS13]).into()
 }
 
 fn message(tag: u8, body: &[u8]) -> Vec<u8> {
