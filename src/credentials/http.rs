@@ -4,7 +4,7 @@ use crate::net::tls::web_client;
 use crate::net::{Address, Socket, SocketOptions, Stream};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
-use hyper::header::{DATE, HOST, HeaderName, HeaderValue};
+use hyper::header::{DATE, HOST};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::{HeaderMap, Method, Uri};
 use std::io;
@@ -46,6 +46,7 @@ pub(super) struct Request {
 /// An answer.
 pub(super) struct Answer {
     pub(super) status: u16,
+    #[cfg_attr(not(feature = "aws"), allow(dead_code, reason = "only the AWS SDK looks at them"))]
     pub(super) headers: HeaderMap,
     pub(super) body: Zeroizing<Vec<u8>>,
 }
@@ -75,10 +76,11 @@ impl Request {
     }
 
     /// The same with one header more.
+    #[cfg(any(feature = "azure", feature = "gcp"))]
     pub(super) fn header(mut self, name: &'static str, value: &str) -> Result<Self, HttpError> {
-        let value = HeaderValue::from_str(value);
+        let value = hyper::header::HeaderValue::from_str(value);
         let value = value.map_err(|_| HttpError::Address(name.to_owned(), "its value is no header's"))?;
-        self.headers.insert(HeaderName::from_static(name), value);
+        self.headers.insert(hyper::header::HeaderName::from_static(name), value);
         Ok(self)
     }
 
