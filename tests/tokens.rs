@@ -365,12 +365,16 @@ fn keys_that_cannot_be_had_are_explained() {
     // A port that nobody listens on stands for a metadata service out of reach.
     let nobody = format!("http://127.0.0.1:{}", pg_ambassador::demo::cluster::free_port().unwrap());
     let env = [("AWS_EC2_METADATA_SERVICE_ENDPOINT", nobody.as_str()), ("AWS_EC2_METADATA_DISABLED", "false")];
-    let ambassador = Ambassador::start_with(&[&place.rds_url(checker.port), "--checkout-timeout", "15s"], &env);
+    // It is known as whom to log in: that is tried at the start.
+    let url = place.rds_url(checker.port).replace("127.0.0.1", "postgres@127.0.0.1");
+    let ambassador = Ambassador::start_with(&[&url, "--checkout-timeout", "15s"], &env);
     let error = Client::try_login(ambassador.port, &LOGIN).err().unwrap();
     assert_eq!(error.code(), "08001", "{error:?}");
     assert!(error.field(b'M').unwrap().contains("no valid credential"), "{error:?}");
     wait_until("it is said what to look at", || ambassador.log().contains("hop limit"));
     assert!(credentials(&ambassador, "aws")["last_error"].contains("hop limit"));
+    let (status, body) = ambassador.http("/startupz");
+    assert!(status == 503 && body.contains("hop limit"), "{status} {body}");
     assert!(checker.seen().is_empty());
 }
 
@@ -384,7 +388,7 @@ fn a_refused_token_is_explained_and_not_tried_again_and_again() {
         let error = Client::try_login(ambassador.port, &LOGIN).err().unwrap();
         assert_eq!(error.code(), "08001", "{error:?}");
     }
-    assert!(ambassador.log().contains("rds-db:connect"), "{}", ambassador.log());
+    wait_until("it is said why", || ambassador.log().contains("rds-db:connect"));
     let (accepted, refused) = checker.counts();
     // One login: with the token at hand and with a fresh one. Only a slow machine gets to the next attempt of the back-off.
     assert!(accepted == 0 && (1..=4).contains(&refused), "{refused}");
@@ -559,7 +563,7 @@ fn i13_a_token_is_no_password_for_a_challenge_even_of_a_server_that_is_who_it_sh
         assert_eq!(error.code(), "08001", "{error:?}\n{}", ambassador.log());
         assert!(server.has_heard(b"postgres\0"));
         assert!(!server.has_heard(b"AKID") && !server.has_heard(b"p\0\0"));
-        assert!(ambassador.log().contains("log in by the cloud's IAM"), "{}", ambassador.log());
+        wait_until("it is said why", || ambassador.log().contains("log in by the cloud's IAM"));
     }
 }
 
@@ -714,7 +718,7 @@ fn f9_a_token_that_was_revoked_early_costs_each_login_one_more_attempt_and_all_o
         }
     });
     let (accepted, refused) = checker.counts();
-    assert!(accepted > 1 && refused <= accepted - 1, "{accepted} accepted, {refused} refused");
+    assert!(accepted > 1 && refused < accepted, "{accepted} accepted, {refused} refused");
     assert_eq!(web.asked().len(), 2, "one fetch for all");
     assert!(ambassador.metric("pg_ambassador_credential_refusals_total") >= 1.0);
 }

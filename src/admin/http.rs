@@ -87,7 +87,13 @@ fn not_started(operator: &Operator) -> Option<String> {
     if !operator.listening.load(Ordering::Relaxed) {
         return Some("not listening yet".into());
     }
-    (!operator.started.load(Ordering::Relaxed)).then(|| "no login at a primary has succeeded yet".into())
+    (!operator.started.load(Ordering::Relaxed)).then(|| {
+        let reports = operator.context.directory.keyring().reports();
+        let failing =
+            reports.iter().find_map(|report| Some((report, &report.last_error.as_ref().filter(|_| !report.good)?.0)));
+        let why = failing.map(|(report, error)| format!(": {}: {error}", report.source)).unwrap_or_default();
+        format!("no login at a primary has succeeded yet{why}")
+    })
 }
 
 fn plain(status: StatusCode, body: &str) -> Response<Full<Bytes>> {

@@ -35,6 +35,7 @@ fn encode(text: &str) -> String {
 
 /// Asks for a token.
 pub(super) async fn fetch(resource: String, client_id: Option<String>) -> Result<Fetch<Secret>, String> {
+    let client_id = client_id.or_else(|| variable("AZURE_CLIENT_ID"));
     let named = |error: String, what: &str| format!("Azure's {what}: {error}");
     let (answer, what) = match (variable("AZURE_FEDERATED_TOKEN_FILE"), variable("IDENTITY_ENDPOINT")) {
         (Some(file), _) => {
@@ -77,7 +78,7 @@ async fn get(uri: &str, (name, value): (&'static str, &str)) -> Result<Answer, H
 async fn workload(file: PathBuf, resource: &str, client_id: Option<String>) -> Result<Answer, String> {
     let missing = |name: &str| format!("{name} is not set: does the pod have the label azure.workload.identity/use?");
     let tenant = variable("AZURE_TENANT_ID").ok_or_else(|| missing("AZURE_TENANT_ID"))?;
-    let client = client_id.or_else(|| variable("AZURE_CLIENT_ID")).ok_or_else(|| missing("AZURE_CLIENT_ID"))?;
+    let client = client_id.ok_or_else(|| missing("AZURE_CLIENT_ID"))?;
     let authority = variable("AZURE_AUTHORITY_HOST").unwrap_or_else(|| AUTHORITY.to_owned());
     // Read each time: Kubernetes renews it.
     let read = tokio::task::spawn_blocking(move || file::read(&file, Access::Unchanged, LONGEST_ASSERTION));

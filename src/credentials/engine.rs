@@ -171,13 +171,20 @@ impl<V: Value> Engine<V> {
         }
     }
 
-    /// The credential, if there is one that may be presented.
-    pub fn held(&self) -> Option<(V, Held)> {
+    /// Reads something of the credential, if there is one that may be presented.
+    pub fn look<T>(&self, read: impl FnOnce(&V) -> T) -> Option<T> {
         let state = self.shared.state();
-        if !state.course.is_good(Now::read()) {
-            return None;
-        }
-        state.value.clone().zip(state.course.held().copied())
+        state.value.as_ref().filter(|_| state.course.is_good(Now::read())).map(read)
+    }
+
+    /// Whether there is one that may be presented.
+    pub fn is_good(&self) -> bool {
+        self.shared.state().course.is_good(Now::read())
+    }
+
+    /// A server has accepted the credential of this serial.
+    pub fn accepted(&self, serial: u64) {
+        self.shared.state().course.accepted(serial);
     }
 
     /// A server has refused the credential of this serial. True if a login is worth one more attempt.
@@ -425,7 +432,7 @@ mod tests {
             assert_eq!((got.as_ref().unwrap().0, got.unwrap().1.serial), (first, held.serial));
         }
         gate.add_permits(1);
-        while engine.held().is_none_or(|(value, _)| value != 2) {
+        while engine.look(|value| *value) != Some(2) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }

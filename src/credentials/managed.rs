@@ -106,15 +106,21 @@ impl Source for Managed {
         self.engine(node).is_some_and(|engine| engine.refused(serial))
     }
 
+    fn accepted(&self, node: &Address, serial: u64) {
+        if let Some(engine) = self.engine(node) {
+            engine.accepted(serial);
+        }
+    }
+
     fn is_ready(&self, node: &Address) -> bool {
         let fails = |engine: &dyn Reported| engine.is_failing();
         let basis_fails = self.basis.as_deref().is_some_and(fails);
         // What is held may end before another is there, if the last fetch has failed.
-        self.engine(node).is_none_or(|engine| engine.held().is_some() && !fails(&**engine)) && !basis_fails
+        self.engine(node).is_none_or(|engine| engine.is_good() && !fails(&**engine)) && !basis_fails
     }
 
     fn user(&self, node: &Address) -> Option<Arc<str>> {
-        self.engine(node)?.held()?.0.user
+        self.engine(node)?.look(|secret| secret.user.clone())?
     }
 
     fn advice(&self) -> Option<&'static str> {

@@ -100,6 +100,9 @@ pub trait Source: Send + Sync + std::fmt::Debug {
         false
     }
 
+    /// A server accepted the credential of this serial.
+    fn accepted(&self, _node: &Address, _serial: u64) {}
+
     /// Whether there is something to log in with right now. While there is not, connections that work are kept.
     fn is_ready(&self, _node: &Address) -> bool {
         true

@@ -114,6 +114,10 @@ impl Source for Passfile {
     fn refused(&self, _node: &Address, serial: u64) -> bool {
         self.engine.refused(serial)
     }
+
+    fn accepted(&self, _node: &Address, serial: u64) {
+        self.engine.accepted(serial);
+    }
 }
 
 #[cfg(test)]

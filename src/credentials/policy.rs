@@ -8,9 +8,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// The first pause after a failed fetch, and the longest (faults.md F17).
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// How long after a credential was fetched because a server refused the one before it, the next refusal may cause another
-/// such fetch, and the longest such time (faults.md I17).
-const REFUSED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+/// Where a server refuses also what was fetched because it had refused the one before: how long until a refusal may cause
+/// another such fetch, and the longest such time. With the pools' own pauses that makes five logins in the first minute
+/// (faults.md I17).
+const REFUSED: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(600));
 /// The longest time before its end in which a credential is not used any more: clocks differ, and logins take time.
 const MARGIN: Duration = Duration::from_secs(60);
 /// The same as a part of its life, for those that live short. 900 s, an RDS token's life, has the whole margin.
@@ -266,6 +267,13 @@ impl Course {
         true
     }
 
+    /// A server has accepted the credential of this serial: what was refused before is over.
+    pub fn accepted(&mut self, serial: u64) {
+        if self.held.is_some_and(|held| held.serial == serial) {
+            self.refusal = None;
+        }
+    }
+
     /// Lets go of what is held if it has ended, or nobody asks for it any more.
     pub fn expire(&mut self, now: Now) -> bool {
         let idle = self.asked.is_none_or(|asked| now.mono.saturating_duration_since(asked) >= UNUSED);
@@ -316,7 +324,7 @@ mod tests {
     fn seconds_to(due: Due, from: Now) -> f64 {
         match due {
             Due::At(at) => (at - from.mono).as_secs_f64(),
-            other => panic!("{other:?}"),
+            other @ (Due::Now | Due::WhenAsked) => panic!("{other:?}"),
         }
     }
 
@@ -408,18 +416,31 @@ mod tests {
         course.fetched(now, token(now, 900), false, 0.0);
         assert!(course.refused(1, now), "who presented the old one may present the new one");
         assert_eq!((course.ask(now), course.held().unwrap().serial), (Answer::Use, 2));
-        // Refused again, at once and every second: how often is it fetched within a minute?
-        let mut fetches = 0;
-        for second in 0..60 {
+        // Refused again, at once and every second: when is it fetched?
+        let mut fetches = Vec::new();
+        for second in 0..600 {
             let then = after(now, second);
             let serial = course.held().unwrap().serial;
             if course.refused(serial, then) {
-                fetches += 1;
+                fetches.push(second);
                 course.begin();
                 course.fetched(then, token(then, 900), false, 0.0);
             }
         }
-        assert_eq!(fetches, 3, "after 5, 15 and 35 seconds");
+        assert_eq!(fetches, [60, 180, 420]);
+    }
+
+    #[test]
+    fn one_that_was_accepted_and_then_refused_is_fetched_anew_however_soon() {
+        let now = start();
+        let mut course = holding(now, Renewal::SIGNED, 900, 0.0);
+        for serial in 1..5 {
+            assert!(course.refused(serial, now));
+            course.begin();
+            course.fetched(now, token(now, 900), false, 0.0);
+            assert!(!course.refused(serial + 1, now));
+            course.accepted(serial + 1);
+        }
     }
 
     #[test]

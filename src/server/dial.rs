@@ -225,7 +225,10 @@ pub async fn log_in(
     loop {
         attempts -= 1;
         let result = dial_as(target, &credential, defaults, limit).await;
-        let Err(error) = &result else { return result };
+        let Err(error) = &result else {
+            source.accepted(&target.address, credential.serial);
+            return result;
+        };
         if error.verdict() != Verdict::Credential {
             return result;
         }
