@@ -496,6 +496,30 @@ fn azure_tokens_of_all_three_kinds_of_identity_log_in() {
     assert!(credentials(&ambassador, "azure_entra")["last_error"].contains("Identity not found"));
 }
 
+#[test]
+fn a_reload_fetches_nothing_again_and_a_clock_that_differs_is_told() {
+    let place = Place::new();
+    let web = Web::start(|_| {
+        let old = ("date".to_owned(), "Sun, 06 Nov 1994 08:49:37 GMT".to_owned());
+        (200, vec![old], r#"{"access_token":"ya29","expires_in":3599,"token_type":"Bearer"}"#.into())
+    });
+    let checker = Checker::start(&place.pair, shared().port(), |_, _| Ok(()));
+    let host = format!("127.0.0.1:{}", web.port);
+    let url = place.url(checker.port, "credentials=gcp_iam");
+    let ambassador = Ambassador::start_with(&[url], &[("GCE_METADATA_HOST", &host)]);
+    works(&ambassador);
+    wait_until("the clock is told of", || ambassador.log().contains("clock skew"));
+    let mut console = Client::login(ambassador.port, &[("user", "ambassador"), ("database", "ambassador")]);
+    for _ in 0..3 {
+        console.query("RELOAD");
+        console.query("RECONNECT");
+        works(&ambassador);
+        assert_eq!(Client::login(ambassador.port, &LOGIN).value("select 1"), "1");
+    }
+    assert!(checker.counts().0 >= 3, "{:?}", checker.counts());
+    assert_eq!(web.asked().len(), 1);
+}
+
 // ------------------------------------------------------------------------------------- over which connection it leaves
 
 #[test]

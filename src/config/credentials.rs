@@ -22,6 +22,8 @@ pub(super) struct What {
     pub(super) kind: Option<Kind>,
     /// Only asked where the others are not there, as in libpq.
     pub(super) passfile: Option<PathBuf>,
+    /// Where that is written, if it is known better than by the database.
+    pub(super) place: Option<Place>,
 }
 
 /// What else is to be said of it, by the same names everywhere.
@@ -98,7 +100,8 @@ impl Resolver {
             let place = self.0.place_of(second);
             self.0.fault(place, format!("{} exclude each other: say one", said.join(" and ")));
         }
-        What { password, file, command, kind, passfile: None }
+        let place = said.first().map(|key| self.0.place_of(key));
+        What { password, file, command, kind, passfile: None, place }
     }
 
     /// Reads all that can be said of credentials for all databases (an empty `path`), or for one (a path with its dot).
@@ -109,7 +112,10 @@ impl Resolver {
         what.passfile = self
             .0
             .get(&key("passfile"), None, true, |raw| Ok(Some(raw.text()?.into())), show_path)
-            .filter(|p: &PathBuf| p.as_os_str() != "");
+            .filter(|path: &PathBuf| !path.as_os_str().is_empty());
+        if what.passfile.is_some() && what.place.is_none() {
+            what.place = Some(self.0.place_of(&key("passfile")));
+        }
         let Words { what: what_else, how } = default;
         let ports =
             |raw: &Raw| raw.texts()?.iter().map(|(text, _)| super::url::port(text)).collect::<Result<Vec<_>, _>>();
@@ -151,6 +157,7 @@ impl Resolver {
     /// What words mean for a database with these servers.
     pub(super) fn spec(&mut self, words: Words, nodes: &[Address], tls: &UpstreamTls, place: &Place) -> Spec {
         let Words { what, how } = words;
+        let place = what.place.as_ref().unwrap_or(place);
         if let Some(kind) = what.kind {
             let name = kind.as_str();
             if !tls.verifies() {

@@ -586,7 +586,7 @@ impl Resolver {
             file: url.password_file.clone(),
             kind: url.credentials,
             passfile: url.passfile.clone(),
-            command: Vec::new(),
+            ..What::default()
         };
         let of_libpq = What {
             password: libpq.get("PGPASSWORD").map(SecretString::new),
