@@ -367,7 +367,7 @@ fn keys_that_cannot_be_had_are_explained() {
     let env = [("AWS_EC2_METADATA_SERVICE_ENDPOINT", nobody.as_str()), ("AWS_EC2_METADATA_DISABLED", "false")];
     // It is known as whom to log in: that is tried at the start.
     let url = place.rds_url(checker.port).replace("127.0.0.1", "postgres@127.0.0.1");
-    let ambassador = Ambassador::start_with(&[&url, "--checkout-timeout", "15s"], &env);
+    let ambassador = Ambassador::start_with(&[&url, "--checkout-timeout", "3s"], &env);
     let error = Client::try_login(ambassador.port, &LOGIN).err().unwrap();
     assert_eq!(error.code(), "08001", "{error:?}");
     assert!(error.field(b'M').unwrap().contains("no valid credential"), "{error:?}");
@@ -814,6 +814,44 @@ fn the_token_command_prints_a_token_that_logs_in() {
     let output = token(&args, &[]);
     assert!(!output.status.success() && output.stdout.is_empty());
     assert!(String::from_utf8(output.stderr).unwrap().contains("AWS credentials"));
+}
+
+#[test]
+fn what_keeps_aws_from_giving_keys_is_explained_in_one_line() {
+    let dir = Dir::new();
+    let web_token = dir.write("web-token", "a wrong one").display().to_string();
+    let sts = Web::start(|asked| {
+        let code = if asked.body.contains("role%2Fdenied") { "AccessDenied" } else { "ExpiredTokenException" };
+        (
+            403,
+            Vec::new(),
+            format!("<ErrorResponse><Error><Code>{code}</Code><Message>no</Message></Error></ErrorResponse>"),
+        )
+    });
+    let url = sts.url();
+    let explained = |env: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pg-ambassador"));
+        command.args(["token", "--host", HOST, "--user", "app"]).env_clear().env("AWS_EC2_METADATA_DISABLED", "true");
+        let output = command.envs(env.iter().copied()).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let role = |name: &'static str| {
+        [
+            ("AWS_WEB_IDENTITY_TOKEN_FILE", web_token.as_str()),
+            ("AWS_ROLE_ARN", name),
+            ("AWS_ENDPOINT_URL_STS", url.as_str()),
+        ]
+    };
+    for (env, words) in [
+        (&role("arn:aws:iam::123456789012:role/denied")[..], "trust policy"),
+        (&role("arn:aws:iam::123456789012:role/late")[..], "clock skew"),
+        (&[("AWS_WEB_IDENTITY_TOKEN_FILE", "/nowhere"), ("AWS_ROLE_ARN", "arn:aws:iam::1:role/x")], "TOKEN_FILE"),
+        (&[], "Ec2InstanceMetadata: IMDS disabled"),
+    ] {
+        let said = explained(env);
+        assert!(said.contains(words) && said.lines().count() == 1, "{words}: {said}");
+    }
 }
 
 #[test]

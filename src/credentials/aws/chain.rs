@@ -59,21 +59,21 @@ pub(in crate::credentials) async fn fetch_held(profile: Option<String>, region: 
 
 /// The SDK's error with all its causes, and what to do about it.
 fn explain(error: &CredentialsError) -> String {
-    let text = DisplayErrorContext(error).to_string();
-    // Debug output of the whole tree follows in brackets: long, and of no use to an operator.
-    let text = text.split(" (").next().unwrap_or(&text);
-    let lower = DisplayErrorContext(error).to_string().to_ascii_lowercase();
+    let whole = DisplayErrorContext(error).to_string();
+    // Debug output of the whole tree follows in brackets: long, and of no use to an operator. One line, for logs and tables.
+    let text = whole.split(" (").next().unwrap_or(&whole).replace("the credential provider was not enabled: ", "");
+    let text = text.lines().map(str::trim).collect::<Vec<_>>().join("; ").replace(":; ", ": ");
+    let lower = whole.to_ascii_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
     let hint = if has(&["signaturedoesnotmatch", "requestexpired", "expiredtoken", "requesttimetooskewed"]) {
         "; is this machine's clock right (clock skew)?"
     } else if has(&["accessdenied", "not authorized to perform"]) {
         "; does the role's trust policy allow this identity to assume it?"
-    } else if has(&["imds", "metadata"]) {
+    } else if has(&["communicate with imds"]) {
         "; in a container on EC2 the IMDS hop limit has to be 2 (modify-instance-metadata-options \
          --http-put-response-hop-limit 2)"
-    } else if matches!(error, CredentialsError::CredentialsNotLoaded(_)) {
-        "; looked for them in the environment, profiles, web identity, container endpoints and instance metadata. In a \
-         container on EC2 the IMDS hop limit has to be 2"
+    } else if has(&["no such file"]) {
+        "; is AWS_WEB_IDENTITY_TOKEN_FILE or AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE there?"
     } else {
         ""
     };
