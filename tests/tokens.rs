@@ -154,6 +154,12 @@ fn rds_tokens_signed_with_keys_of_the_environment_and_of_a_profile_log_in() {
     let keys = Keys::with("AKIDPROFILE", "profile/secret");
     place.logs_in(&keys, &[("AWS_SHARED_CREDENTIALS_FILE", file), ("AWS_PROFILE", "db")]);
     place.logs_in_with(&keys, &[("AWS_SHARED_CREDENTIALS_FILE", file)], &["--set", "aws_profile=db"]);
+    // A program that a profile names prints them.
+    let printed = r#"{"Version":1,"AccessKeyId":"AKIDPROFILE","SecretAccessKey":"profile/secret"}"#;
+    let printed = place.dir.write("printed.json", printed);
+    let config = format!("[profile program]\ncredential_process = cat {}\n", printed.display());
+    let config = place.dir.write("aws-program", &config).display().to_string();
+    place.logs_in(&keys, &[("AWS_CONFIG_FILE", &config), ("AWS_PROFILE", "program")]);
 }
 
 /// STS, as far as it gives credentials for roles.
