@@ -630,7 +630,7 @@ fn setting(name: &str, default: u64) -> u64 {
 /// `TOKEN_SOAK_SECONDS`, `TOKEN_SOAK_LIFE` and `TOKEN_SOAK_CLIENTS` make more of it.
 #[test]
 fn tokens_that_end_all_the_time_are_never_missed_by_clients() {
-    let life = Duration::from_secs(setting("TOKEN_SOAK_LIFE", 6));
+    let life = Duration::from_secs(setting("TOKEN_SOAK_LIFE", 10));
     let seconds = setting("TOKEN_SOAK_SECONDS", 0);
     let clients = setting("TOKEN_SOAK_CLIENTS", 20);
     let place = Place::new();
