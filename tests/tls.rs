@@ -315,3 +315,25 @@ fn f16_a_new_certificate_is_used_after_a_reload_and_a_bad_one_is_not_and_nobody_
     assert_eq!((certificate(&after), after.value("select 1").unwrap().as_str()), (second, "1"));
     assert_eq!(before.value("select 2").unwrap(), "2");
 }
+
+#[test]
+fn a_changed_client_certificate_is_shown_by_new_connections_and_the_working_ones_stay() {
+    let secure = secure();
+    let dir = Dir::new();
+    let renew = || drop(secure.authority.sign(&["certified"]).write(&dir, "own"));
+    renew();
+    let own = format!("&sslcert={0}/own.crt&sslkey={0}/own.key", dir.path().display());
+    let ambassador = Ambassador::start(&[secure.url("certified", &own)]);
+    let serial = "select client_serial from pg_stat_ssl where pid = pg_backend_pid()";
+    let mut working = Client::new(ambassador.port);
+    working.query("begin");
+    let before = working.value(serial);
+    renew();
+    let mut console = Client::login(ambassador.port, &[("user", "ambassador"), ("database", "ambassador")]);
+    let mut other = Client::new(ambassador.port);
+    wait_until("the new certificate is shown", || {
+        console.query("RECONNECT");
+        other.value(serial) != before
+    });
+    assert_eq!(working.value(serial), before);
+}
