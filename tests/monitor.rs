@@ -66,7 +66,7 @@ fn probes(cluster: &Cluster, node: usize) -> String {
 
 /// The server that a client's next statement runs on.
 fn port_of(client: &mut Client) -> u16 {
-    client.value("select inet_server_port()").parse().unwrap()
+    client.value("/* ambassador: primary */ select inet_server_port()").parse().unwrap()
 }
 
 #[test]
