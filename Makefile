@@ -8,9 +8,10 @@ LOCKED := $(if $(CI),--locked)
 N ?= 2000
 SEED ?= 1
 SOAK_SECONDS ?= 300
+CHECKS ?= 200000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fmt differential seeded-bugs soak regress reads bench fuzz doc deny
+.PHONY: help demo test lint fmt differential seeded-bugs soak causal regress reads bench fuzz doc deny
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -48,6 +49,10 @@ seeded-bugs: ## Judge the judge: bugs that the differential tester must find, on
 soak: ## Many clients with state of their own on few servers, for SOAK_SECONDS=300
 	@bindir=$$(scripts/setup) && PG_BINDIR="$$bindir" SOAK_SECONDS=$(SOAK_SECONDS) \
 		$(CARGO) test $(LOCKED) --test behaviour -- --nocapture soak
+
+causal: ## Reads that never go back in time, on replicas that lag, pause and are promoted: CHECKS=200000 of them
+	@bindir=$$(scripts/setup) && PG_BINDIR="$$bindir" CAUSAL_CHECKS=$(CHECKS) \
+		$(CARGO) test $(LOCKED) --test behaviour -- --nocapture causal::
 
 regress: ## PostgreSQL's own regression tests, direct and through the ambassador
 	@tests/regress/run
