@@ -128,7 +128,7 @@ impl Test {
         let receivers = "select count(*) from pg_stat_replication where state = 'streaming'";
         wait_until("both replicas receive", || self.cluster.psql(old, receivers).is_ok_and(|count| count == "2"));
         self.promoting.store(true, Ordering::SeqCst);
-        if new % 2 == 0 {
+        if new.is_multiple_of(2) {
             self.direct(new, "select pg_wal_replay_pause()");
         }
         self.cluster.stop(old, "fast").unwrap();
@@ -166,7 +166,7 @@ struct Checker<'a> {
 impl Checker<'_> {
     fn new(test: &Test, id: usize, seed: u64) -> Checker<'_> {
         let mut client = Client::new(test.ambassador.port);
-        if id % 2 == 0 {
+        if id.is_multiple_of(2) {
             client.query("set synchronous_commit = off");
         }
         client.exchange(&[parse("read", "select n, inet_server_port() from causal where id = $1"), sync()].concat());

@@ -910,7 +910,12 @@ impl Relay {
                         None => None,
                         Some(router) => match router.decide(&self.upstream.pools, &self.session, &data[at..], now) {
                             Go::Primary => None,
-                            Go::Replica(pool) => Some(pool),
+                            Go::Replica(pool) => {
+                                if router.is_proven_to_read() {
+                                    self.session.note_that_it_reads(&data[at..]);
+                                }
+                                Some(pool)
+                            }
                             Go::Unfinished | Go::Wait => break,
                             Go::Refuse(report) => {
                                 self.refusal = Some(report);

@@ -9,7 +9,8 @@ use crate::monitor::{Busy, Facts, Watcher};
 use crate::pool::{Lease, Pool, PoolSet, Routes};
 use crate::routing::verdict::{self, Wish};
 use crate::routing::{
-    Causal, Choice, Consistency, Destination, Fresh, Lsn, Moment, NodeId, Reason, Verdict, balance, choose,
+    Causal, Choice, Consistency, Destination, Fresh, Load, Lsn, Moment, NodeId, NodeView, Reason, Verdict, balance,
+    choose,
 };
 use crate::session::settings::Settings;
 use crate::session::{Extent, Refusal, Session, Spoken, invalid_value};
@@ -220,43 +221,46 @@ impl Router {
         if !self.refresh(pools, session.settings()) {
             return Go::Primary;
         }
-        self.routes.monitor.touch();
+        self.routes.monitor.touch(now);
         if let Some(reason) = self.once {
             let reads = match session.look_at_request(input, |_| true) {
                 Extent::Whole(len) if reason.is_of_a_read() => Some(len),
-                _ => None,
+                Extent::Whole(_) | Extent::Unfinished | Extent::Enough | Extent::Opaque => None,
             };
-            return self.to_primary(reason, reads);
+            return self.choose_primary(reason, reads);
         }
         let (reason, transaction, len) = match self.judge_request(session, input) {
             Candidate::Replica { reason, transaction, len } => (reason, transaction, len),
-            Candidate::Primary { reason, reads } => return self.to_primary(reason, reads),
+            Candidate::Primary { reason, reads } => return self.choose_primary(reason, reads),
             Candidate::Unfinished => return Go::Unfinished,
         };
-        let begun = *self.begun.get_or_insert_with(|| self.routes.monitor.now());
+        let begun = *self.begun.get_or_insert_with(|| self.routes.monitor.moment(now));
         let topology = self.watcher.get();
         self.causal.settle(topology);
         let (causal, consistency, policy) = (&self.causal, self.wishes.consistency, &self.routes.config.policy);
         let routes = &self.routes;
         let fresh = |node: &_| causal.is_fresh(node, topology, consistency, begun);
-        let load =
-            |node: &crate::routing::NodeView| routes.pool_of(node.id).map(|pool| pool.load()).unwrap_or_default();
+        let load = |node: &NodeView| match routes.pool_of(node.id) {
+            Some(pool) if topology.is_primary(node.id) => pool.load_of_primary(),
+            Some(pool) => pool.load(),
+            None => Load::default(),
+        };
         let choice = choose(topology, policy, now, fastrand::u64(..), |node| fresh(node).is_ok(), load);
         match choice {
             Choice::Replica(id) | Choice::Queue(id) => {
                 let proof = topology.node(id).and_then(|node| fresh(node).ok());
                 let (Some(fresh), Some(pool)) = (proof, routes.pool_of(id).cloned()) else {
-                    return self.to_primary(Reason::NoneFresh, Some(len));
+                    return self.choose_primary(Reason::NoneFresh, Some(len));
                 };
                 let replica = ToReplica { node: id, fresh, transaction, since: now };
                 self.plan = Some(Plan { reason, reads: Some(len), replica: Some(replica), spilled: false });
                 Go::Replica(pool)
             }
             Choice::Primary(why @ balance::WhyPrimary::NoneFresh) if self.may_wait(now) => {
-                self.wait_for_freshness(begun, now).unwrap_or_else(|| self.to_primary(why.into(), Some(len)))
+                self.wait_for_freshness(begun, now).unwrap_or_else(|| self.choose_primary(why.into(), Some(len)))
             }
             Choice::Primary(why) => {
-                let go = self.to_primary(why.into(), Some(len));
+                let go = self.choose_primary(why.into(), Some(len));
                 if let Some(plan) = &mut self.plan {
                     plan.spilled = why == balance::WhyPrimary::AllBusy;
                 }
@@ -278,7 +282,7 @@ impl Router {
         )
     }
 
-    fn to_primary(&mut self, reason: Reason, reads: Option<usize>) -> Go {
+    fn choose_primary(&mut self, reason: Reason, reads: Option<usize>) -> Go {
         self.plan = Some(Plan { reason, reads, replica: None, spilled: false });
         Go::Primary
     }
@@ -323,10 +327,7 @@ impl Router {
 
     fn judge_request(&self, session: &Session, input: &[u8]) -> Candidate {
         let primary = |reason| Candidate::Primary { reason, reads: None };
-        let begin = match session.deferred_begin() {
-            Some(text) => Some(self.modes_of(text, session)),
-            None => None,
-        };
+        let begin = session.deferred_begin().map(|text| self.modes_of(text, session));
         if let Some(modes) = begin
             && !modes.allow_replica(self.wishes.read_only, self.wishes.serializable)
             && modes.read_only.is_some()
@@ -345,7 +346,7 @@ impl Router {
         };
         let (wish, hinted) = match judged.comment {
             Wish::Auto => (self.wishes.route, Reason::Setting),
-            comment => (comment, Reason::Comment),
+            comment @ (Wish::Primary | Wish::Replica) => (comment, Reason::Comment),
         };
         if let Some(begun) = begin {
             return self.judge_transaction(begun, &judged, wish, hinted);
@@ -460,6 +461,12 @@ impl Router {
         self.plan.is_some_and(|plan| plan.replica.is_some())
     }
 
+    /// Whether the request at hand was proven to only read.
+    #[inline]
+    pub(super) fn is_proven_to_read(&self) -> bool {
+        self.plan.is_some_and(|plan| plan.reason == Reason::Read)
+    }
+
     /// Whether this connection may serve the request at hand. If not, the request goes to the primary.
     pub(super) fn takes(&mut self, lease: &Lease) -> bool {
         let Some(Plan { replica: Some(replica), .. }) = self.plan else { return true };
@@ -508,7 +515,7 @@ impl Router {
     /// All is answered, and the connection goes; or it is gone.
     pub(super) fn ends(&mut self, now: Instant) {
         let Some(UnderWay { node, reads, replica, busy, since, .. }) = self.under_way.take() else { return };
-        let moment = self.routes.monitor.now();
+        let moment = self.routes.monitor.moment(now);
         match replica {
             Some(fresh) => {
                 busy.finish(now.saturating_duration_since(since));

@@ -64,8 +64,13 @@ impl Ticks {
     /// This moment. What has happened before the call has happened for every probe with a higher number.
     #[inline]
     pub fn now(&self) -> Moment {
+        self.at(Instant::now())
+    }
+
+    #[inline]
+    fn at(&self, now: Instant) -> Moment {
         // Neither may this move in front of what has happened, nor a probe in front of its number.
-        Moment { tick: Tick(self.0.load(Ordering::SeqCst)), at: Instant::now() }
+        Moment { tick: Tick(self.0.load(Ordering::SeqCst)), at: now }
     }
 
     fn draw(&self) -> Moment {
@@ -238,6 +243,12 @@ impl Monitor {
         self.shared.ticks.now()
     }
 
+    /// The same for one who has just looked at the clock.
+    #[inline]
+    pub fn moment(&self, now: Instant) -> Moment {
+        self.shared.ticks.at(now)
+    }
+
     /// What a node has to do.
     pub fn meter(&self, at: usize) -> Option<&Arc<Meter>> {
         self.shared.members.get(at).map(|member| &member.meter)
@@ -250,8 +261,9 @@ impl Monitor {
 
     /// Somebody routes by what is known: it is kept new for a while.
     #[inline]
-    pub fn touch(&self) {
-        let now = self.shared.since_born();
+    pub fn touch(&self, now: Instant) {
+        let now = now.saturating_duration_since(self.shared.born).as_millis();
+        let now = u64::try_from(now).unwrap_or(u64::MAX);
         // Not written more often than it matters: all threads share the line.
         if self.shared.needed.load(Ordering::Relaxed) + 100 < now {
             let before = self.shared.needed.swap(now, Ordering::Relaxed);

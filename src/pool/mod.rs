@@ -727,15 +727,21 @@ impl Pool {
     }
 
     /// What its server has to do, as it is seen from here.
+    #[inline]
     pub fn load(&self) -> Load {
         let meter = &self.node.meter;
         Load {
             outstanding: meter.outstanding(),
             latency_us: meter.latency_us(),
-            saturated: self.is_full(),
-            spilled: meter.spilled(),
-            capacity: u32::try_from(self.seats.status().max_size).unwrap_or(u32::MAX),
+            saturated: self.queue.idle() == 0 && self.is_full(),
+            ..Load::default()
         }
+    }
+
+    /// The same for the primary, of which there is more to know.
+    pub fn load_of_primary(&self) -> Load {
+        let capacity = u32::try_from(self.seats.status().max_size).unwrap_or(u32::MAX);
+        Load { spilled: self.node.meter.spilled(), capacity, ..self.load() }
     }
 
     /// A client keeps a connection that it gives back as soon as it is asked.

@@ -191,15 +191,17 @@ impl Session {
             | FrontendTag::Describe
             | FrontendTag::Execute
             | FrontendTag::FunctionCall => {
-                if cut.tag == FrontendTag::Query && self.analysed.is_none() {
+                if cut.tag == FrontendTag::Query && self.analysed.is_none() && cut.is_whole() {
                     let text = frontend::query(cut.body(input));
-                    let analysis = self.analyse(cut, text);
-                    if self.answer_control(text, &analysis, to_client)
-                        || self.answer_deallocate(text, &analysis, to_client)
-                    {
-                        return Ok(Fare::Done);
+                    // The rest of a text is looked at when it is sent: what only reads need not be.
+                    if let Some(analysis) = sql::analyse_beginning(text, self.standard_strings) {
+                        if self.answer_control(text, &analysis, to_client)
+                            || self.answer_deallocate(text, &analysis, to_client)
+                        {
+                            return Ok(Fare::Done);
+                        }
+                        self.analysed = Some(analysis);
                     }
-                    self.analysed = Some(analysis);
                 }
                 if matches!(cut.tag, FrontendTag::Parse | FrontendTag::Bind)
                     && let Some(len) = self.answer_control_batch(&input[cut.start..], to_client)

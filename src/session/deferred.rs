@@ -131,7 +131,7 @@ impl Session {
         if tag == FrontendTag::Parse {
             let parse = frontend::parse(body).ok()?;
             // It is looked at before the rest, because nearly every batch begins with a Parse of something else.
-            let analysis = sql::analyse_beginning(parse.query)?;
+            let analysis = sql::analyse_beginning(parse.query, self.standard_strings)?;
             if !parse.name.is_empty() || parse.types != [0, 0] {
                 return None;
             }

@@ -2,6 +2,7 @@
 
 use super::prepared::{Lookup, Statement};
 use super::{Session, WHOLE_FRAME};
+use crate::sql::{Analysis, Command, Effects, Lexer, Token};
 use crate::wire::frame::{self, HEADER};
 use crate::wire::frontend::{self, Named};
 use crate::wire::{FrontendTag, TxStatus};
@@ -123,6 +124,24 @@ impl Session {
             // Prepared in this very request, or never.
             Lookup::Unknown => named > 0 || !super::client_frames::is_ours(name),
             Lookup::Undecided => false,
+        }
+    }
+
+    /// The Query that comes next was proven to only read: it leaves nothing behind, and need not be looked at for that.
+    pub fn note_that_it_reads(&mut self, input: &[u8]) {
+        let Ok(Some(found)) = frame::frontend(input) else { return };
+        let Some(body) = input.get(HEADER..found.len).filter(|_| found.tag == FrontendTag::Query) else { return };
+        let text = frontend::query(body);
+        // Where one of several is a COPY, what comes behind it waits.
+        if text.trim_ascii_end().split_last().is_some_and(|(_, rest)| rest.contains(&b';')) {
+            return;
+        }
+        if let Token::Word(word) = Lexer::new(text, self.standard_strings).next_token()
+            && word.eq_ignore_ascii_case(b"select")
+        {
+            let effects = Effects::NONE;
+            let one = Analysis { first: Command::Other, statements: 1, effects, commits: false, copies: false };
+            self.analysed = Some(one);
         }
     }
 

@@ -173,11 +173,20 @@ pub fn analyse(text: &[u8], standard_strings: bool) -> Analysis {
     }
 }
 
-/// The same, for a text whose first word may begin or end a transaction; none for any other.
-pub fn analyse_beginning(text: &[u8]) -> Option<Analysis> {
-    let Token::Word(word) = Lexer::new(text, true).next_token() else { return None };
-    let telling = matches!(Folded::new(word).get(), b"begin" | b"start" | b"commit" | b"end" | b"rollback" | b"abort");
-    telling.then(|| analyse(text, true))
+/// The same, for a text whose first word may begin or end a transaction, or drop a prepared statement; none for any other.
+pub fn analyse_beginning(text: &[u8], standard_strings: bool) -> Option<Analysis> {
+    let mut lexer = Lexer::new(text, standard_strings);
+    let word = loop {
+        match lexer.next_token() {
+            Token::Word(word) => break word,
+            Token::Punct(b';') => {}
+            _ => return None,
+        }
+    };
+    let word = Folded::new(word);
+    let telling =
+        matches!(word.get(), b"begin" | b"start" | b"commit" | b"end" | b"rollback" | b"abort" | b"deallocate");
+    telling.then(|| analyse(text, standard_strings))
 }
 
 /// A word in lower case, as far as it can be a keyword or a name we know; longer ones are none.
