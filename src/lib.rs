@@ -30,6 +30,8 @@
 //!    header is enough.
 //! 4. [`session::Session`] gets each frame of the client. It has [`sql::classify`] look at statements, tracks what they do to
 //!    the session, and says whether a server is needed.
+//!    Where there are several, `client::route` says which: the request's texts are judged ([`sql::reads`], [`routing`]), and
+//!    what the session has written and seen decides which replicas are fresh enough for it.
 //! 5. The [`pool`] lends one within the checkout timeout, first come first served. What that server lacks - settings,
 //!    prepared statements - goes in front of the client's own message in the same write, and its replies are owed to nobody.
 //! 6. Bytes of the server pass the session again. Runs of frames that nobody needs are forwarded as one slice; what the

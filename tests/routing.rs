@@ -55,6 +55,8 @@ fn reads_go_to_replicas_and_writes_to_the_primary() {
     assert_eq!(seen.len(), 2, "{seen:?}");
     assert!(!seen.contains_key(&ports[0]), "{seen:?}");
     let mut client = Client::new(ambassador.port);
+    // There is one address, and it is a primary's.
+    assert_eq!(client.param("in_hot_standby"), Some("off"));
     client.query("create table routed (a int)");
     let written = client.query("insert into routed values (1) returning inet_server_port()");
     assert_eq!(written[0][0], Some(ports[0].to_string()));

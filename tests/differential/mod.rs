@@ -1,7 +1,8 @@
 //! The judge: random legal sessions, run directly and through the ambassador; every byte of the answers must be the same.
 //!
 //! `DIFFERENTIAL_SESSIONS` says how many sessions (default 400), `DIFFERENTIAL_SEED` where to start: a seed that is
-//! printed with a difference brings the same session back. `DIFFERENTIAL_ENOUGH` says after how many differences to stop
+//! printed with a difference brings the same session back. `DIFFERENTIAL_REPLICAS` has so many replicas serve the
+//! ambassador's reads. `DIFFERENTIAL_ENOUGH` says after how many differences to stop
 //! (default 5). `seeded/` has bugs that it must find: `make seeded-bugs`.
 
 mod coverage;
@@ -10,7 +11,7 @@ mod rivals;
 mod run;
 mod statements;
 
-use crate::support::{Ambassador, Client, cluster, url};
+use crate::support::{Ambassador, Client, cluster};
 use coverage::Coverage;
 use generate::Session;
 use pg_ambassador::demo::cluster::{Cluster, Options};
@@ -33,7 +34,8 @@ const DATABASES: [&str; 2] = ["direct", "pooled"];
 /// A server with both databases, and the roles that sessions take on.
 fn server() -> Cluster {
     let settings = vec![("max_prepared_transactions".to_owned(), "500".to_owned())];
-    let server = cluster(&Options { settings, ..Options::default() });
+    let replicas = usize::try_from(number("DIFFERENTIAL_REPLICAS", 0)).unwrap();
+    let server = cluster(&Options { settings, replicas, ..Options::default() });
     let psql = |sql: &str| server.psql(0, sql).unwrap();
     psql("create role differential_a");
     psql("create role differential_b superuser");
@@ -66,7 +68,9 @@ fn random_sessions_cannot_tell_the_ambassador_from_the_server() {
             // The question of paranoid mode drops the unnamed statement each time: one of them does without.
             let paranoid = if size == "2" { "paranoid=false" } else { "paranoid=true" };
             let args = ["--pool-size", &size, "--workers", workers, "-s", "max_prepared_statements=6", "-s", paranoid];
-            Ambassador::start(&[&[url(&server).as_str()], &args[..]].concat())
+            let hosts: Vec<_> = server.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
+            let url = format!("postgres://{}/?sslmode=disable", hosts.join(","));
+            Ambassador::start(&[&[url.as_str()], &args[..]].concat())
         })
         .collect();
     let (next, played) = (AtomicU64::new(first), AtomicU64::new(0));
