@@ -86,10 +86,16 @@ fn requests_are_counted_by_where_they_went_and_why() {
     }
 }
 
+/// Waits until who comes now reads on a replica: it sees what others had written before.
+fn settled(ambassador: &Ambassador, primary: u16) {
+    wait_until("new sessions read on replicas", || Client::new(ambassador.port).value(WHERE) != primary.to_string());
+}
+
 #[test]
 fn reads_are_counted_for_each_server() {
     let (_cluster, ports) = replicated(2);
     let ambassador = routed(&ports, "", &[]);
+    settled(&ambassador, ports[0]);
     let mut served = BTreeMap::new();
     for _ in 0..20 {
         *served.entry(Client::new(ambassador.port).value(WHERE)).or_insert(0) += 1;
@@ -161,6 +167,7 @@ fn explain_route_says_what_then_happens() {
         ("select pg_is_in_recovery()", "pg_is_in_recovery"),
     ] {
         // A session that has read on the primary may have to wait for a replica: each is a new one.
+        settled(&ambassador, ports[0]);
         client = Client::new(ambassador.port);
         let said = explain(&ambassador, sql);
         assert_eq!(said.len(), 2, "{said:?}");
