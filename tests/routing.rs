@@ -256,24 +256,41 @@ fn each_consistency_keeps_its_promise() {
 }
 
 #[test]
-fn reads_go_to_the_nearest_replica_and_elsewhere_while_it_is_away() {
-    let cluster = replicated(2, &[]);
+fn reads_go_to_the_nearest_replica_and_elsewhere_while_it_is_away_or_lags() {
+    let cluster = replicated(3, &[]);
     let ports = ports(&cluster);
-    let (near, far) = (Chaos::start(ports[1]), Chaos::start(ports[2]));
-    near.set_both(Rule { latency: Duration::from_millis(1), ..Rule::default() });
-    far.set_both(Rule { latency: Duration::from_millis(20), ..Rule::default() });
-    let all = [ports[0], near.port, far.port];
-    let ambassador = routed(&all, ports[0], &["--set", "slow_start=1s"]);
+    let proxies: Vec<Chaos> = [(1, 1), (2, 20), (3, 100)]
+        .into_iter()
+        .map(|(node, delay)| {
+            let chaos = Chaos::start(ports[node]);
+            // Of the way there and of the way back.
+            chaos.set_both(Rule { latency: Duration::from_millis(delay) / 2, ..Rule::default() });
+            chaos
+        })
+        .collect();
+    let near = &proxies[0];
+    let all = [ports[0], near.port, proxies[1].port, proxies[2].port];
+    let settings = ["--set", "slow_start=1s", "--set", "max_lag=500ms"];
+    let ambassador = routed(&all, ports[0], &settings);
     let mut client = Client::new(ambassador.port);
     wait_until("the nearest is known", || (0..10).all(|_| port_of(&mut client) == ports[1]));
     let served = |client: &mut Client, n: usize| (0..n).filter(|_| port_of(client) == ports[1]).count();
-    assert!(served(&mut client, 100) >= 95);
+    assert!(served(&mut client, 200) >= 190);
+    // It dies.
     near.end_all(How::Reset);
     near.refuse(true);
     for _ in 0..20 {
         assert_ne!(port_of(&mut client), ports[1]);
     }
     near.refuse(false);
+    wait_until("the nearest is back", || served(&mut Client::new(ambassador.port), 10) == 10);
+    // It lags.
+    cluster.psql(1, "select pg_wal_replay_pause()").unwrap();
+    cluster.psql(0, "create table lagging as select generate_series(1, 1000)").unwrap();
+    let mut client = Client::new(ambassador.port);
+    wait_until("reads go elsewhere", || port_of(&mut client) != ports[1]);
+    assert_eq!(served(&mut client, 20), 0);
+    cluster.psql(1, "select pg_wal_replay_resume()").unwrap();
     wait_until("the nearest is back", || served(&mut Client::new(ambassador.port), 10) == 10);
 }
 
