@@ -9,9 +9,11 @@ use crate::args;
 use crate::client::entry::ClientState;
 use crate::config::{self, Fault, Sources};
 use crate::pool::Totals;
+use crate::routing::{NodeId, NodeView, Role};
 use crate::telemetry;
 use binaries::Binaries;
 use cluster::{Cluster, Options, SUPERUSER};
+use std::collections::HashMap;
 use std::io::{IsTerminal, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -20,6 +22,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// The database of the demonstration.
 const DATABASE: &str = "demo";
+/// Where its servers are said to stand, and the ambassador: one replica is near, the other far away.
+const REGIONS: &str = "home,home,away";
+const HOME: &str = "home";
 
 /// Why the demonstration does not run.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +77,8 @@ pub fn run(options: &args::Demo) -> Result<(), DemoError> {
     let hosts: Vec<String> = cluster.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
     let sources = Sources {
         flags: vec![
-            ("url".into(), format!("postgres://{}/?sslmode=disable", hosts.join(","))),
+            ("url".into(), format!("postgres://{}/?sslmode=disable&regions={REGIONS}", hosts.join(","))),
+            ("region".into(), HOME.to_owned()),
             ("listen".into(), listen.to_string()),
             ("admin_listen".into(), admin.to_string()),
             // That anybody on this machine may log in goes without saying here.
@@ -124,11 +130,54 @@ fn print_welcome(cluster: &Cluster, listen: SocketAddr, admin: SocketAddr) {
         say(format_args!("  {pgbench} {to} -i -q {DATABASE}"));
         say(format_args!("  {pgbench} {to} -c 64 -j 2 -T 20 -S {DATABASE}"));
     }
-    say(format_args!("  {psql} -h {host} -p {port} -U ambassador ambassador -c 'SHOW POOLS'"));
+    let console = format!("{psql} -h {host} -p {port} -U ambassador ambassador");
+    say(format_args!("  {console} -c 'SHOW NODES' -c 'SHOW POOLS'"));
     say(format_args!("  curl http://{admin}/metrics\n"));
+    say("Where statements go, and why: a read, a write, a read of what was written, and what the console says.\n");
+    say(format_args!("  {psql} {to} {DATABASE} -c 'select inet_server_port()' -c 'show last route' \\"));
+    say("    -c 'create table if not exists seen (at timestamptz)' -c 'insert into seen values (now())' \\");
+    say("    -c 'select count(*), inet_server_port() from seen' -c 'show last route'");
+    say(format_args!("  {console} -c 'EXPLAIN ROUTE FOR {DATABASE} SELECT lower(x), nextval($$s$$) FROM t'\n"));
+    say(
+        "The near replica stands still, and reads go elsewhere as soon as they would miss something; then it goes on.\n",
+    );
+    let near = format!("{psql} -h 127.0.0.1 -p {} -U {SUPERUSER} postgres", ports[1]);
+    say(format_args!("  {near} -c 'select pg_wal_replay_pause()'"));
+    say(format_args!("  {near} -c 'select pg_wal_replay_resume()'\n"));
     say(format_args!("For an application: postgres://{SUPERUSER}@{listen}/{DATABASE}?sslmode=disable"));
-    say(format_args!("Behind it: the primary on port {}, replicas on {}.", ports[0], ports[1..].join(" and ")));
+    say(format_args!(
+        "Behind it: the primary on port {}, a replica near it on {}, and one that is said to be far away on {}.",
+        ports[0], ports[1], ports[2]
+    ));
     say("Ctrl-C ends everything and removes every trace.\n");
+}
+
+/// What each server has served since the last call: its name, how many queries, and what there is to say of it.
+fn per_node(operator: &Operator, served: &mut HashMap<NodeId, u64>) -> Vec<(String, u64, String)> {
+    let Some(monitor) = operator.context.directory.monitors().into_iter().next() else { return Vec::new() };
+    let mut now: HashMap<NodeId, u64> = HashMap::new();
+    for pool in operator.context.directory.sets().iter().flat_map(|set| set.pools().to_vec()) {
+        *now.entry(pool.node.id).or_default() += pool.stats.totals().queries;
+    }
+    let describe = |node: &NodeView| {
+        let queries = now.get(&node.id).copied().unwrap_or(0);
+        let before = served.get(&node.id).copied().unwrap_or(0);
+        let name = match node.role {
+            Role::Replica => {
+                node.region.as_deref().map_or_else(|| "replica".to_owned(), |region| format!("replica at {region}"))
+            }
+            role @ (Role::Primary | Role::Unknown) => role.as_str().to_owned(),
+        };
+        let remark = match (node.role, node.paused, node.lag) {
+            (Role::Replica, true, _) => ", paused".to_owned(),
+            (Role::Replica, false, Some(lag)) if !lag.is_zero() => format!(", {} ms behind", lag.as_millis()),
+            _ => String::new(),
+        };
+        (name, queries.saturating_sub(before), remark)
+    };
+    let described = monitor.topology().nodes.iter().map(describe).collect();
+    *served = now;
+    described
 }
 
 /// Prints what goes on: a line that changes on a terminal, else a line now and then.
@@ -137,6 +186,7 @@ async fn show_figures(operator: Arc<Operator>) {
     let period = Duration::from_secs(if terminal { 1 } else { 5 });
     let mut tick = tokio::time::interval(period);
     let (mut before, mut at) = (Totals::default(), Instant::now());
+    let mut served = HashMap::new();
     tick.tick().await;
     loop {
         tick.tick().await;
@@ -150,11 +200,15 @@ async fn show_figures(operator: Arc<Operator>) {
         #[allow(clippy::cast_precision_loss, reason = "figures for people")]
         let rate = |count: u64| count as f64 / seconds;
         let mean = since.query_us.checked_div(since.queries).unwrap_or(0);
+        let nodes: Vec<String> = per_node(&operator, &mut served)
+            .into_iter()
+            .map(|(name, queries, remark)| format!("{name} {:.0}/s{remark}", rate(queries)))
+            .collect();
         let line = format!(
-            "clients {:>4} ({waiting} waiting) | servers {servers:>3} | {:>8.0} queries/s | mean {mean} us | {:>7.2} MB/s out",
+            "clients {:>3} ({waiting} waiting) | servers {servers:>2} | {:>6.0} queries/s, mean {mean} us | {}",
             clients.len(),
             rate(since.queries),
-            rate(since.sent) / 1e6,
+            nodes.join(" | "),
         );
         if terminal {
             let mut out = std::io::stdout();
