@@ -15,7 +15,8 @@ use crate::pool::{Lease, LeaseError, Member, Pool, PoolSet, Stats, Wait, Wish};
 use crate::session::{
     AtRest, Interners, Next, Outbound, OwnRequest, Parting, Pins, PoolMode, ServerLoss, Session, Violation,
 };
-use crate::wire::{FrameError, Report, SqlState, TxStatus};
+use crate::wire::frame::HEADER;
+use crate::wire::{FrameError, FrontendTag, Report, SqlState, TxStatus};
 use std::future::Future;
 use std::io;
 use std::panic::AssertUnwindSafe;
@@ -955,12 +956,7 @@ impl Relay {
     /// Answers what the client asks of us and not of a server.
     #[inline]
     fn ask_ambassador(&mut self, input: &[u8], answer: &mut Vec<u8>) -> Asked {
-        // SHOW and SET, as a Query or in a Parse: nearly everything else is none of these by its first byte.
-        let first = input.get(5..).and_then(|body| body.iter().find(|byte| !matches!(byte, 0 | b' ' | b'\n' | b'\t')));
-        if !matches!(first, Some(b's' | b'S')) {
-            return Asked::No;
-        }
-        if self.session.is_mid_request() {
+        if !may_be_own(input) || self.session.is_mid_request() {
             return Asked::No;
         }
         let Some(request) = self.session.own_request(input) else { return Asked::No };
@@ -1340,6 +1336,22 @@ impl Relay {
                 End::Ended(report)
             }
         }
+    }
+}
+
+/// Whether a message may be one for us, SHOW or SET, as a Query or in a Parse: nearly everything else is none of these by
+/// its first letters.
+#[inline]
+fn may_be_own(input: &[u8]) -> bool {
+    let Some(body) = input.get(HEADER..) else { return false };
+    let Some(start) = body.iter().position(|byte| !matches!(byte, 0 | b' ' | b'\n' | b'\t')) else { return false };
+    // What stands in front of the text of a Parse is a name.
+    let named = input[0] == FrontendTag::Parse.byte() && body[0] != 0;
+    match body[start..] {
+        [b's' | b'S', second, third, ..] => {
+            named || matches!([second | 0x20, third | 0x20], [b'h', b'o'] | [b'e', b't'])
+        }
+        _ => false,
     }
 }
 
