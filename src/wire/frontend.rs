@@ -4,6 +4,7 @@
 //! have the layout of its type is an error here and goes to the server as it is: PostgreSQL knows best what to say.
 
 use super::FrameError;
+use std::ffi::CStr;
 
 /// Splits a terminated string off the front.
 fn cstr<'a>(buf: &'a [u8], what: &'static str) -> Result<(&'a [u8], &'a [u8]), FrameError> {
@@ -98,8 +99,8 @@ pub fn named(body: &[u8]) -> Result<Named<'_>, FrameError> {
 
 /// The SQL text of a Query body, which ends with a terminator. `prefix` may be the beginning of a long one.
 pub fn query(prefix: &[u8]) -> &[u8] {
-    let end = prefix.iter().position(|&b| b == 0).unwrap_or(prefix.len());
-    &prefix[..end]
+    // The standard library looks for a terminator a word at a time.
+    CStr::from_bytes_until_nul(prefix).map_or(prefix, CStr::to_bytes)
 }
 
 /// A SASLInitialResponse: the mechanism and the client's first message, if it sent one.
