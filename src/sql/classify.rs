@@ -243,25 +243,38 @@ const TELLING: [(&[u8], Effects); 27] = [
     (b"pg_advisory_unlock_all", Effects::ADVISORY),
 ];
 
-/// For each first letter, the lengths of the words of interest that begin with it, as bits: nearly every word of nearly
-/// every statement is told from them by this alone.
-static LENGTHS: [u32; 256] = {
-    let mut table = [0u32; 256];
+/// For each first letter, the lengths of the words of interest that begin with it, and their third letters, as bits:
+/// nearly every word of nearly every statement is told from them by this alone.
+static SHAPES: [(u32, u32); 256] = {
+    let mut table = [(0u32, 0u32); 256];
     let mut at = 0;
     while at < TELLING.len() {
         let word = TELLING[at].0;
-        table[word[0] as usize] |= 1 << word.len();
-        table[word[0].to_ascii_uppercase() as usize] |= 1 << word.len();
+        let letters = [word[0], word[0].to_ascii_uppercase()];
+        let mut of = 0;
+        while of < letters.len() {
+            let (lengths, thirds) = &mut table[letters[of] as usize];
+            *lengths |= 1 << word.len();
+            *thirds |= letter(word[2]);
+            of += 1;
+        }
         at += 1;
     }
     table
 };
 
+/// A letter, large or small, as a bit; what is none shares one with a letter.
+const fn letter(byte: u8) -> u32 {
+    1 << (byte & 31)
+}
+
 /// What a word within a statement says of what may be left behind.
 #[inline]
 fn telling(word: &[u8]) -> Effects {
-    let Some(first) = word.first() else { return Effects::NONE };
-    if word.len() >= 32 || LENGTHS[usize::from(*first)] & (1 << word.len()) == 0 {
+    // None is shorter.
+    let [first, _, third, _, ..] = *word else { return Effects::NONE };
+    let (lengths, thirds) = SHAPES[usize::from(first)];
+    if word.len() >= 32 || lengths & (1 << word.len()) == 0 || thirds & letter(third) == 0 {
         return Effects::NONE;
     }
     let found = TELLING.iter().find(|(known, _)| known.eq_ignore_ascii_case(word));

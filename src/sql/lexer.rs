@@ -267,7 +267,10 @@ impl<'a> Lexer<'a> {
 
     fn number(&mut self, start: usize) -> Token<'a> {
         // Digits, underscores, a radix prefix, a fraction, an exponent: nothing in it can hide another token, but a
-        // range `1..2` (two dots) must not be taken for a fraction.
+        // range `1..2` (two dots) must not be taken for a fraction. Most are digits and nothing else.
+        while is(self.byte(self.at), DIGIT) {
+            self.at += 1;
+        }
         while let Some(&byte) = self.text.get(self.at) {
             let dot = byte == b'.' && self.byte(self.at + 1) != b'.';
             let sign = (byte == b'+' || byte == b'-')
