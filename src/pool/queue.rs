@@ -79,7 +79,7 @@ impl Queue {
     /// new one.
     #[inline]
     pub(super) fn take_idle(&self, wish: Wish, may_grow: impl FnOnce() -> bool) -> Option<Box<Server>> {
-        let home = std::thread::current().id();
+        let home = crate::server::home();
         lock(&self.0).take_idle(wish, home, may_grow)
     }
 
@@ -97,7 +97,7 @@ impl Queue {
         wish: Wish,
         free_seat: impl Fn(Need) -> Option<Seat>,
     ) -> Result<Place, Waiting> {
-        let home = std::thread::current().id();
+        let home = crate::server::home();
         let mut inner = lock(&self.0);
         let mut seat = None;
         let idle = inner.take_idle(wish, home, || {

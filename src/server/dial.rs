@@ -408,7 +408,7 @@ impl Login<'_> {
             retire_at: None,
             idle_since: Instant::now(),
             generation: 0,
-            home: std::thread::current().id(),
+            home: super::home(),
             held: Vec::new(),
         }))
     }

@@ -13,6 +13,7 @@ use crate::net::Stream;
 use crate::session::settings::Settings;
 use crate::session::{Params, ServerSide};
 use std::sync::Arc;
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 /// A server connection.
@@ -37,9 +38,16 @@ pub struct Server {
     /// Its pool's generation when it was dialled; an older one is not used again.
     pub generation: u64,
     /// The thread whose runtime it is registered with.
-    pub home: std::thread::ThreadId,
+    pub home: ThreadId,
     /// What is given back when it is gone: its places within limits, its line in the consoles.
     pub held: Vec<Box<dyn Held>>,
+}
+
+/// This thread, as a home of connections: without counting another user of its handle each time.
+#[inline]
+pub fn home() -> ThreadId {
+    thread_local!(static HOME: ThreadId = std::thread::current().id());
+    HOME.with(|home| *home)
 }
 
 /// Something that a server connection holds and that its end gives back.
@@ -55,7 +63,7 @@ impl Server {
 
     /// Moves it to the runtime of this thread, if it is not there.
     pub fn come_home(self: Box<Self>) -> std::io::Result<Box<Self>> {
-        let home = std::thread::current().id();
+        let home = home();
         if self.home == home {
             return Ok(self);
         }
