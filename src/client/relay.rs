@@ -1091,7 +1091,7 @@ impl Relay {
 
     fn poll_lease(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {
         let Server::Waiting(lease) = &mut self.server else { return Ok(Step::Stuck) };
-        let Poll::Ready(lease) = lease.poll(cx) else { return Ok(Step::Stuck) };
+        let Poll::Ready(lease) = lease.poll(cx, || self.clock.now()) else { return Ok(Step::Stuck) };
         if let (Some(since), Ok(lease)) = (self.clock.waiting.take(), &lease) {
             lease.pool().stats.record_wait(self.clock.now().saturating_duration_since(since));
         }

@@ -1003,11 +1003,11 @@ pub struct InLine {
 
 impl Wait {
     /// Ready with a connection, or with why there is none; not to be asked again then.
-    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Lease, LeaseError>> {
+    pub fn poll(&mut self, cx: &mut Context<'_>, now: impl FnOnce() -> Instant) -> Poll<Result<Lease, LeaseError>> {
         if let Self::InLine(InLine { waiting, pool, client, started, deadline }) = self {
             let Poll::Ready(place) = waiting.poll(cx) else { return Poll::Pending };
             let place = match place {
-                Place::Server(server) if pool.gate.is_open() => match pool.hand_out(server, *client, Instant::now()) {
+                Place::Server(server) if pool.gate.is_open() => match pool.hand_out(server, *client, now()) {
                     Some(server) => return Poll::Ready(Ok(Lease { server, pool: Arc::clone(pool) })),
                     None => None,
                 },
