@@ -175,6 +175,15 @@ pub fn analyse(text: &[u8], standard_strings: bool) -> Analysis {
 
 /// The same, for a text whose first word may begin or end a transaction, or drop a prepared statement; none for any other.
 pub fn analyse_beginning(text: &[u8], standard_strings: bool) -> Option<Analysis> {
+    // Of nearly every text three letters say that it is none.
+    if let [first, second, third, ..] = text
+        && first.is_ascii_alphabetic()
+    {
+        let begins = [first | 0x20, second | 0x20, third | 0x20];
+        if !matches!(&begins, b"beg" | b"sta" | b"com" | b"end" | b"rol" | b"abo" | b"dea") {
+            return None;
+        }
+    }
     let mut lexer = Lexer::new(text, standard_strings);
     let word = loop {
         match lexer.next_token() {
@@ -474,6 +483,27 @@ mod tests {
             ("select 'unterminated", Effects::UNKNOWN),
         ] {
             assert_eq!(analyse(text.as_bytes(), true).effects, effects, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_text_that_begins_or_ends_a_transaction_or_drops_a_statement_is_told_by_its_first_word() {
+        for (text, telling) in [
+            ("begin", true),
+            ("  BEGIN read only", true),
+            ("/* x */ -- y\n commit", true),
+            (";;Rollback", true),
+            ("start transaction", true),
+            ("End", true),
+            ("abort", true),
+            ("DEALLOCATE all", true),
+            ("select 1", false),
+            ("starts", false),
+            ("be", false),
+            ("", false),
+            ("declare c cursor for select 1", false),
+        ] {
+            assert_eq!(analyse_beginning(text.as_bytes(), true).is_some(), telling, "{text}");
         }
     }
 
