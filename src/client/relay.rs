@@ -930,7 +930,8 @@ impl Relay {
                             attached = true;
                         }
                         Some(lease) => lease.finish(now),
-                        None if self.session.press() => {}
+                        // Only a Parse can do without.
+                        None if data.get(at) == Some(&FrontendTag::Parse.byte()) && self.session.press() => {}
                         None => {
                             self.queue(replica, now);
                             break;
