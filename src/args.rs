@@ -26,6 +26,8 @@ pub enum Command {
     Check(Settings),
     /// Start a throw-away PostgreSQL primary with two replicas and the ambassador in front.
     Demo(Demo),
+    /// Say of each statement of a script whether it would go to a replica or to the primary, and why.
+    Route(Route),
     /// Ask a running ambassador for its health; exits with 0 if it is ready.
     Healthcheck(Healthcheck),
     /// Print a token for RDS or Aurora, as `aws rds generate-db-auth-token` does.
@@ -157,6 +159,42 @@ pub struct Demo {
     /// End by itself after this long, for scripts.
     #[arg(long, value_name = "DURATION")]
     pub run_for: Option<String>,
+}
+
+/// Options of the explanation.
+#[derive(Debug, Args)]
+#[command(after_help = "Exits with 0; with 1 if the script cannot be read or the database not be asked; with 2 if an \
+    argument is wrong; with 3 if --only-reads is given and something goes to the primary.\n\n\
+    Examples:\n  \
+    pg-ambassador route -c 'select now()'\n  \
+    pg-ambassador route --database-url postgres://app@db/shop queries.sql\n  \
+    git show HEAD:report.sql | pg-ambassador route --only-reads")]
+pub struct Route {
+    /// The script; standard input if it is not named, or "-".
+    ///
+    /// It is cut into statements as psql would, without variables; psql's own commands and the data of COPY FROM STDIN are
+    /// passed over. Its session is thought to have set nothing, and not to have written before it reads.
+    #[arg(conflicts_with = "command")]
+    pub file: Option<PathBuf>,
+
+    /// The statements themselves, instead of a file.
+    #[arg(long, short = 'c', value_name = "SQL")]
+    pub command: Option<String>,
+
+    /// A database that is asked what its functions, views and operators do: as for `run`.
+    ///
+    /// Without it, only what is built into PostgreSQL is known: statements that call other functions are not called reads,
+    /// and views are taken for harmless.
+    #[arg(long, value_name = "URL")]
+    pub database_url: Option<String>,
+
+    /// Functions that only read, whatever they are declared to be: what the setting of this name has.
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', requires = "database_url")]
+    pub read_functions: Vec<String>,
+
+    /// Exit with 3 if a statement would go to the primary.
+    #[arg(long)]
+    pub only_reads: bool,
 }
 
 /// Options of the health check.

@@ -8,6 +8,7 @@
 //! main -> args, ambassador -> config          the one place of assembly; no part imports config
 //!   |- worker -> net -> client -> listen -> pool -> monitor -> server -> net, credentials      everything that awaits
 //!   |- admin                      the SQL console, metrics and health; sees clients and pools, changes them on order
+//!   |- route                      the subcommand that says of a script where its statements would go
 //!   |- drain, watch, watchdog     how it stops, what changed on disk, whether it is alive
 //!   '- telemetry                  every metric and the logs
 //!
@@ -64,6 +65,7 @@ pub mod monitor;
 pub mod net;
 pub mod pool;
 pub mod random;
+pub mod route;
 pub mod routing;
 pub mod secret;
 pub mod server;

@@ -6,7 +6,7 @@ use pg_ambassador::ambassador::{Ambassador, read_file};
 use pg_ambassador::args::{Cli, Command, Hash, Healthcheck, Settings};
 use pg_ambassador::auth::scram::Verifier;
 use pg_ambassador::config::{self, Config, Sources};
-use pg_ambassador::{demo, random, telemetry};
+use pg_ambassador::{demo, random, route, telemetry};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::num::NonZeroU32;
@@ -19,6 +19,11 @@ fn main() -> ExitCode {
         Command::Run(settings) => run(&settings),
         Command::Check(settings) => check(&settings),
         Command::Demo(options) => demo::run(&options).map_err(Into::into),
+        Command::Route(options) => match route::run(&options) {
+            Ok(only_reads) if options.only_reads && !only_reads => return ExitCode::from(3),
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.into()),
+        },
         Command::Healthcheck(options) => healthcheck(&options),
         #[cfg(feature = "aws")]
         Command::Token(options) => token(options),

@@ -27,6 +27,7 @@ mod outdated_statements;
 mod pooling;
 mod prepared_without_a_server;
 mod reads;
+mod route_command;
 mod routing;
 mod seeing;
 mod server_loss;

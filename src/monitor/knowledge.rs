@@ -48,15 +48,20 @@ pub struct Facts {
 
 /// Why it could not be asked.
 #[derive(Debug, thiserror::Error)]
-enum NoAnswer {
+pub enum NotKnown {
+    /// There is nobody to ask.
     #[error("no server is up")]
     NobodyIsUp,
+    /// No connection comes about.
     #[error(transparent)]
     Dial(Arc<crate::server::DialError>),
+    /// The connection broke.
     #[error(transparent)]
     Broken(#[from] ExchangeError),
+    /// The server's own words.
     #[error("{0}")]
     Refused(String),
+    /// It takes too long.
     #[error("no answer within {PATIENCE:?}")]
     Silent,
 }
@@ -141,13 +146,13 @@ impl Shared {
     pub(super) async fn study(self: Arc<Self>, knowledge: Weak<Knowledge>) {
         loop {
             let Some(known) = knowledge.upgrade() else { return };
-            let asked = timeout(PATIENCE, self.ask_of(&known)).await.unwrap_or(Err(NoAnswer::Silent));
+            let asked = timeout(PATIENCE, self.ask_of(&known)).await.unwrap_or(Err(NotKnown::Silent));
             let pause = match asked {
                 Ok(catalogue) => {
                     known.learn(self.ticks.draw().tick.0, catalogue);
                     REFRESH
                 }
-                Err(NoAnswer::NobodyIsUp) => SOON,
+                Err(NotKnown::NobodyIsUp) => SOON,
                 Err(why) => {
                     tracing::warn!(database = %known.database, "the database's functions are not known: {why}");
                     10 * SOON
@@ -171,24 +176,26 @@ impl Shared {
         }
     }
 
-    async fn ask_of(&self, knowledge: &Knowledge) -> Result<Catalogue, NoAnswer> {
+    async fn ask_of(&self, knowledge: &Knowledge) -> Result<Catalogue, NotKnown> {
         let topology = Arc::clone(&self.published.borrow());
-        let login = knowledge.login().ok_or(NoAnswer::NobodyIsUp)?;
+        let login = knowledge.login().ok_or(NotKnown::NobodyIsUp)?;
         // A replica has the same answer, and more time.
         let up = |at: &usize| topology.nodes[*at].state.is_up();
         let all = || (0..topology.nodes.len()).filter(up);
-        let at = all().find(|at| Some(*at) != topology.primary).or_else(|| all().next()).ok_or(NoAnswer::NobodyIsUp)?;
-        let mut server = login.dial(at).await.map_err(NoAnswer::Dial)?;
+        let at = all().find(|at| Some(*at) != topology.primary).or_else(|| all().next()).ok_or(NotKnown::NobodyIsUp)?;
+        let mut server = login.dial(at).await.map_err(NotKnown::Dial)?;
         let answer = ask(&mut server, knowledge.allowed()).await;
         server.close();
         answer
     }
 }
 
-async fn ask(server: &mut Server, allowed: &[Box<str>]) -> Result<Catalogue, NoAnswer> {
+/// Asks a server what the functions, views and operators of its database may do. `allowed` names functions that an operator
+/// vouches for. The connection is not as it was afterwards.
+pub async fn ask(server: &mut Server, allowed: &[impl AsRef<str>]) -> Result<Catalogue, NotKnown> {
     // The planner's guess of its cost is so far off that compiling would take seconds.
     server.simple("set jit = off").await?;
-    let arrays = catalogue::parameters(allowed.iter().map(|name| &**name)).map(|names| array(&names));
+    let arrays = catalogue::parameters(allowed.iter().map(AsRef::as_ref)).map(|names| array(&names));
     let values = arrays.each_ref().map(|array| Some(array.as_bytes()));
     let mut request = Vec::new();
     reply::parse(&mut request, b"", catalogue::QUERY.as_bytes(), &[0, 0]);
@@ -197,7 +204,7 @@ async fn ask(server: &mut Server, allowed: &[Box<str>]) -> Result<Catalogue, NoA
     reply::sync(&mut request);
     let answer = server.exchange(&request, 1).await?;
     if let Some(error) = answer.error {
-        return Err(NoAnswer::Refused(format!("{}: {}", error.code, error.message)));
+        return Err(NotKnown::Refused(format!("{}: {}", error.code, error.message)));
     }
     let text = |row: &'_ Vec<Option<String>>, at: usize| row.get(at).cloned().flatten().unwrap_or_default();
     let rows: Vec<_> =

@@ -9,7 +9,7 @@ mod login;
 mod meter;
 mod probe;
 
-pub use knowledge::{Facts, Knowledge};
+pub use knowledge::{Facts, Knowledge, NotKnown, ask};
 pub use login::Login;
 pub use meter::{Busy, Meter};
 

@@ -7,6 +7,7 @@ pub mod lexer;
 pub mod names;
 pub mod reads;
 pub mod reference;
+pub mod statements;
 pub mod trace;
 
 pub use channels::{Channel, channels};
@@ -16,4 +17,5 @@ pub use lexer::{Lexer, StrKind, Token};
 pub use names::{custom_name, custom_names};
 pub use reads::{Access, access};
 pub use reference::reference;
+pub use statements::{Statement, Statements};
 pub use trace::without_trace;
