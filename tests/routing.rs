@@ -201,6 +201,7 @@ fn what_one_session_has_written_another_can_wait_for() {
     let mut reader = Client::new(ambassador.port);
     wait_until("the table is there", || reader.try_query("/* ambassador: replica */ select from told").is_ok());
     assert_eq!(reader.value("show ambassador.lsn").len(), reader.value("show ambassador.lsn").len());
+    wait_until("the reader is on the replica", || port_of(&mut reader) == ports[1]);
     cluster.psql(1, "select pg_wal_replay_pause()").unwrap();
     writer.query("insert into told values (1)");
     let token = writer.value("show ambassador.lsn");

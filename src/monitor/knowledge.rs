@@ -32,6 +32,8 @@ pub struct Knowledge {
     /// The number of the newest; 0 if there is none.
     version: AtomicU64,
     used: AtomicBool,
+    /// Something was defined since it was last asked for.
+    defined: AtomicBool,
     outdated: Notify,
 }
 
@@ -75,6 +77,7 @@ impl Knowledge {
             newest: Mutex::new(None),
             version: AtomicU64::new(0),
             used: AtomicBool::new(true),
+            defined: AtomicBool::new(false),
             outdated: Notify::new(),
         })
     }
@@ -103,6 +106,7 @@ impl Knowledge {
 
     /// A client of ours has defined something.
     pub fn is_outdated(&self) {
+        self.defined.store(true, Ordering::Relaxed);
         self.outdated.notify_one();
     }
 
@@ -179,10 +183,13 @@ impl Shared {
     async fn ask_of(&self, knowledge: &Knowledge) -> Result<Catalogue, NotKnown> {
         let topology = Arc::clone(&self.published.borrow());
         let login = knowledge.login().ok_or(NotKnown::NobodyIsUp)?;
-        // A replica has the same answer, and more time.
+        // A replica has the same answer, and more time; but not what was defined just now.
+        let defined = knowledge.defined.swap(false, Ordering::Relaxed);
         let up = |at: &usize| topology.nodes[*at].state.is_up();
         let all = || (0..topology.nodes.len()).filter(up);
-        let at = all().find(|at| Some(*at) != topology.primary).or_else(|| all().next()).ok_or(NotKnown::NobodyIsUp)?;
+        let primary = topology.primary.filter(|_| defined);
+        let other = || all().find(|at| Some(*at) != topology.primary).or_else(|| all().next());
+        let at = primary.or_else(other).ok_or(NotKnown::NobodyIsUp)?;
         let mut server = login.dial(at).await.map_err(NotKnown::Dial)?;
         let answer = ask(&mut server, knowledge.allowed()).await;
         server.close();
