@@ -1063,6 +1063,8 @@ impl Relay {
             lease.side.set_fenced(replica.is_some());
             if replica == Some(false) {
                 self.session.arm_second_try();
+            } else {
+                self.session.disarm_second_try();
             }
         }
         self.listed.entry.attach(&lease.entry);

@@ -73,6 +73,14 @@ impl Session {
         kept.state = State::Armed;
     }
 
+    /// The request that comes next goes elsewhere, and is sent once.
+    #[inline]
+    pub fn disarm_second_try(&mut self) {
+        if let Some(kept) = &mut self.second_try {
+            kept.state = State::Off;
+        }
+    }
+
     #[inline]
     pub(super) fn is_armed(&self) -> bool {
         self.second_try.as_ref().is_some_and(|kept| kept.state == State::Armed)
@@ -128,7 +136,8 @@ impl Session {
 
     /// The replica is gone: whether the request is taken back, and the client told nothing.
     pub fn takes_back_lost(&mut self, server: &mut ServerSide) -> bool {
-        if !self.is_armed() || self.is_mid_frame() || server.is_mid_frame() {
+        // Only of a replica is it known that nothing was changed.
+        if !server.fenced || !self.is_armed() || self.is_mid_frame() || server.is_mid_frame() {
             return false;
         }
         let Pipeline { owed, .. } = std::mem::replace(&mut server.pipeline, Pipeline::new());
@@ -175,5 +184,47 @@ impl Session {
     /// Whether a request was taken back.
     pub fn has_taken_back(&self) -> bool {
         self.second_try.as_ref().is_some_and(|kept| matches!(kept.state, State::TakenBack(_)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::{Interners, Params, PoolMode};
+    use crate::wire::reply;
+
+    /// A session that has armed itself and then sends a text to a server.
+    fn sent(fenced: bool, text: &str) -> (Session, ServerSide) {
+        let interners = Interners::default();
+        let settings = interners.settings.intern::<&str, &str>([]);
+        let params = Params::default();
+        let mut session = Session::new(1, PoolMode::Transaction, settings.clone(), &params);
+        let mut server = ServerSide::new(settings, params, 10);
+        server.set_fenced(fenced);
+        session.arm_second_try();
+        let (mut request, mut head, mut answer) = (Vec::new(), Vec::new(), Vec::new());
+        reply::query(&mut request, text);
+        let mut out = Outbound::new(&request, &mut head);
+        session.attach(&mut server, &mut out);
+        session.on_client(&interners, &request, Some(&mut server), &mut out, &mut answer).unwrap();
+        (session, server)
+    }
+
+    #[test]
+    fn what_was_lost_with_a_replica_is_sent_once_more_and_what_was_lost_with_a_primary_never() {
+        let (mut session, mut server) = sent(true, "select 1");
+        assert!(session.takes_back_lost(&mut server));
+        let (refusal, request) = session.take_taken_back().unwrap();
+        assert_eq!((refusal, frame::frontend(&request).unwrap().unwrap().tag), (Refusal::Lost, FrontendTag::Query));
+        let (mut session, mut server) = sent(false, "insert into t values (1)");
+        assert!(!session.takes_back_lost(&mut server), "however it came to be armed");
+        assert!(session.take_taken_back().is_none());
+    }
+
+    #[test]
+    fn who_is_disarmed_takes_nothing_back() {
+        let (mut session, mut server) = sent(true, "select 1");
+        session.disarm_second_try();
+        assert!(!session.takes_back_lost(&mut server));
     }
 }
