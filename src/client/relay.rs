@@ -1141,6 +1141,9 @@ impl Relay {
             self.listed.entry.set_state(ClientState::Idle);
         }
         self.clock.waiting = None;
+        if let Some(router) = &mut self.router {
+            router.forget_request();
+        }
         let taken = self.session.refuse(report, &self.input, &mut self.output).map_err(protocol_error)?;
         self.input.drain(..taken);
         self.unhandled = !self.input.is_empty();

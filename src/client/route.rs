@@ -219,6 +219,7 @@ impl Router {
     /// Says where the request goes that `input` begins with. To be asked while no server is attached.
     pub(super) fn decide(&mut self, pools: &PoolSet, session: &Session, input: &[u8], now: Instant) -> Go {
         if !self.refresh(pools, session.settings()) {
+            self.forget_request();
             return Go::Primary;
         }
         self.routes.monitor.touch(now);
@@ -495,7 +496,8 @@ impl Router {
         replica.map(|replica| replica.transaction)
     }
 
-    fn forget_request(&mut self) {
+    /// The request at hand is over, or never went anywhere: nothing of it is to be taken for the next one's.
+    pub(super) fn forget_request(&mut self) {
         (self.plan, self.once, self.begun, self.waited) = (None, None, None, false);
     }
 
