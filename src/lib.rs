@@ -10,7 +10,7 @@
 //!   |- admin                      the SQL console, metrics and health; sees clients and pools, changes them on order
 //!   |- route                      the subcommand that says of a script where its statements would go
 //!   |- drain, watch, watchdog     how it stops, what changed on disk, whether it is alive
-//!   '- telemetry                  every metric and the logs
+//!   '- telemetry -> counter       every metric and the logs; counters that workers add to without disturbing each other
 //!
 //!  -- pure: bytes, values, time and randomness are arguments -----------------------------------------------
 //!   routing                       which nodes there are, which is fresh enough for a session, and the best of those
@@ -57,6 +57,7 @@ pub mod args;
 pub mod auth;
 pub mod client;
 pub mod config;
+pub mod counter;
 pub mod credentials;
 pub mod demo;
 pub mod drain;

@@ -4,6 +4,7 @@
 //! asks. Labels are names from the configuration or of pools, never SQL and never values.
 
 use crate::config::{LogConfig, LogFormat};
+use crate::counter::Sharded;
 use metrics::{Key, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use std::fmt::Write as _;
@@ -131,7 +132,11 @@ const BUCKETS: [(u64, &str); 17] = [
 /// The exporter's own histograms keep every sample until they are sorted into buckets later, and read the clock for each;
 /// here a sample is two additions, since every query makes two or three.
 #[derive(Debug, Default)]
-pub struct Histogram {
+pub struct Histogram(Sharded<Samples>);
+
+/// What one thread has recorded.
+#[derive(Debug, Default)]
+struct Samples {
     /// One for each bound, and one for what is longer.
     counts: [AtomicU64; BUCKETS.len() + 1],
     sum_us: AtomicU64,
@@ -143,19 +148,20 @@ impl Histogram {
     pub fn record(&self, took: Duration) {
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let bucket = BUCKETS.partition_point(|(bound, _)| *bound < us);
-        self.counts[bucket].fetch_add(1, Ordering::Relaxed);
-        self.sum_us.fetch_add(us, Ordering::Relaxed);
+        let (samples, adder) = self.0.own();
+        adder.add(&samples.counts[bucket], 1);
+        adder.add(&samples.sum_us, us);
     }
 
     /// Its lines, as Prometheus reads them.
     fn render(&self, name: &str, labels: &str, out: &mut String) {
         let mut sum = 0;
         let bounds = BUCKETS.iter().map(|(_, text)| *text).chain(["+Inf"]);
-        for (count, bound) in self.counts.iter().zip(bounds) {
-            sum += count.load(Ordering::Relaxed);
+        for (at, bound) in bounds.enumerate() {
+            sum += self.0.all().map(|samples| samples.counts[at].load(Ordering::Relaxed)).sum::<u64>();
             let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {sum}");
         }
-        let us = self.sum_us.load(Ordering::Relaxed);
+        let us: u64 = self.0.all().map(|samples| samples.sum_us.load(Ordering::Relaxed)).sum();
         let _ = writeln!(out, "{name}_sum{{{labels}}} {}.{:06}", us / 1_000_000, us % 1_000_000);
         let _ = writeln!(out, "{name}_count{{{labels}}} {sum}");
     }

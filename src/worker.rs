@@ -1,6 +1,7 @@
 //! Worker threads: each has a runtime, a listener on every address, and the clients it serves.
 
 use crate::client::{self, Context, Door};
+use crate::counter;
 use crate::net::listener::{Accepted, Bound};
 use crate::net::{Socket, SocketOptions, Stream};
 use std::io;
@@ -78,6 +79,7 @@ impl Workers {
             let (team, stopped) = (Arc::clone(&team), stopped.clone());
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
             let thread = std::thread::Builder::new().name(format!("worker-{at}")).spawn(move || {
+                counter::become_worker(at);
                 runtime.block_on(work(team, at, arrivals, stopped));
                 // What clients are left end here; their servers are closed, never given back.
                 runtime.shutdown_background();

@@ -1,5 +1,6 @@
 //! What has happened in a pool: counters that every worker adds to and every console reads.
 
+use crate::counter::Sharded;
 use crate::session::{Pin, Pins};
 use crate::telemetry::{self, Histogram, Telemetry};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,12 +9,11 @@ use std::time::Duration;
 
 macro_rules! totals {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
-        /// Counters since the start, and the histograms of what takes time.
+        /// What one thread has counted.
         #[derive(Default)]
-        pub struct Stats {
+        struct Counted {
             $($name: AtomicU64,)+
             pins: [AtomicU64; Pin::ALL.len()],
-            meters: OnceLock<Meters>,
         }
 
         /// The counters at one moment.
@@ -23,12 +23,15 @@ macro_rules! totals {
         impl Stats {
             /// The counters now.
             pub fn totals(&self) -> Totals {
-                Totals { $($name: self.$name.load(Ordering::Relaxed),)+ }
+                let each = |of: &Counted| Totals { $($name: of.$name.load(Ordering::Relaxed),)+ };
+                self.counted.all().fold(Totals::default(), |sum, counted| sum.plus(&each(counted)))
             }
 
             /// Adds what happened elsewhere.
+            #[inline]
             pub fn add(&self, more: &Totals) {
-                $(if more.$name != 0 { self.$name.fetch_add(more.$name, Ordering::Relaxed); })+
+                let (counted, adder) = self.counted.own();
+                $(if more.$name != 0 { adder.add(&counted.$name, more.$name); })+
             }
         }
 
@@ -46,6 +49,13 @@ macro_rules! totals {
             }
         }
     };
+}
+
+/// Counters since the start, and the histograms of what takes time.
+#[derive(Default)]
+pub struct Stats {
+    counted: Sharded<Counted>,
+    meters: OnceLock<Meters>,
 }
 
 totals! {
@@ -113,20 +123,26 @@ fn micros(duration: Duration) -> u64 {
 
 impl Stats {
     #[inline]
+    fn count(&self, counter: impl FnOnce(&Counted) -> &AtomicU64) {
+        let (counted, adder) = self.counted.own();
+        adder.add(counter(counted), 1);
+    }
+
+    #[inline]
     pub(super) fn count_assignment(&self) {
-        self.assignments.fetch_add(1, Ordering::Relaxed);
+        self.count(|counted| &counted.assignments);
     }
 
     pub(super) fn count_stale(&self) {
-        self.stale.fetch_add(1, Ordering::Relaxed);
+        self.count(|counted| &counted.stale);
     }
 
     pub(super) fn count_timeout(&self) {
-        self.timeouts.fetch_add(1, Ordering::Relaxed);
+        self.count(|counted| &counted.timeouts);
     }
 
     pub(super) fn count_dial_error(&self) {
-        self.dial_errors.fetch_add(1, Ordering::Relaxed);
+        self.count(|counted| &counted.dial_errors);
     }
 
     /// Begins to record histograms. Not before a first connection was made: names that clients make up must not become
@@ -141,8 +157,9 @@ impl Stats {
     }
 
     pub(super) fn record_connect(&self, took: Duration) {
-        self.connects.fetch_add(1, Ordering::Relaxed);
-        self.connect_us.fetch_add(micros(took), Ordering::Relaxed);
+        let (counted, adder) = self.counted.own();
+        adder.add(&counted.connects, 1);
+        adder.add(&counted.connect_us, micros(took));
         if let Some(meters) = self.meters.get() {
             meters.connect.record(took);
         }
@@ -151,7 +168,8 @@ impl Stats {
     /// A request was answered.
     #[inline]
     pub fn record_query(&self, took: Duration) {
-        self.query_us.fetch_add(micros(took), Ordering::Relaxed);
+        let (counted, adder) = self.counted.own();
+        adder.add(&counted.query_us, micros(took));
         if let Some(meters) = self.meters.get() {
             meters.query.record(took);
         }
@@ -160,7 +178,8 @@ impl Stats {
     /// A transaction ended.
     #[inline]
     pub fn record_transaction(&self, took: Duration) {
-        self.transaction_us.fetch_add(micros(took), Ordering::Relaxed);
+        let (counted, adder) = self.counted.own();
+        adder.add(&counted.transaction_us, micros(took));
         if let Some(meters) = self.meters.get() {
             meters.transaction.record(took);
         }
@@ -168,8 +187,9 @@ impl Stats {
 
     /// A client waited for a connection.
     pub fn record_wait(&self, waited: Duration) {
-        self.waits.fetch_add(1, Ordering::Relaxed);
-        self.wait_us.fetch_add(micros(waited), Ordering::Relaxed);
+        let (counted, adder) = self.counted.own();
+        adder.add(&counted.waits, 1);
+        adder.add(&counted.wait_us, micros(waited));
         if let Some(meters) = self.meters.get() {
             meters.wait.record(waited);
         }
@@ -177,27 +197,29 @@ impl Stats {
 
     /// A connection was lost while a client had it.
     pub fn count_lost(&self) {
-        self.lost.fetch_add(1, Ordering::Relaxed);
+        self.count(|counted| &counted.lost);
     }
 
     /// A client keeps its server, for reasons of which those in `before` are known already.
     pub fn count_pins(&self, before: Pins, now: Pins) {
+        let (counted, adder) = self.counted.own();
         for pin in now.iter().filter(|pin| !before.has(*pin)) {
-            self.pins[pin as usize].fetch_add(1, Ordering::Relaxed);
+            adder.add(&counted.pins[pin as usize], 1);
         }
     }
 
     /// How often clients have kept a server, by reason.
     pub fn pins(&self) -> impl Iterator<Item = (Pin, u64)> {
-        Pin::ALL.into_iter().map(|pin| (pin, self.pins[pin as usize].load(Ordering::Relaxed)))
+        let count = |pin: Pin| self.counted.all().map(|of| of.pins[pin as usize].load(Ordering::Relaxed)).sum();
+        Pin::ALL.into_iter().map(move |pin| (pin, count(pin)))
     }
 
     pub(super) fn count_leak(&self) {
-        self.leaks.fetch_add(1, Ordering::Relaxed);
+        self.count(|counted| &counted.leaks);
     }
 
     /// A client logged in.
     pub fn count_login(&self) {
-        self.logins.fetch_add(1, Ordering::Relaxed);
+        self.count(|counted| &counted.logins);
     }
 }
