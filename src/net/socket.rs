@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncWrite, Interest};
 use tokio::net::{TcpStream, UnixStream};
 
 /// Options of a TCP connection. The defaults notice a peer that vanished within about ten seconds; without them Linux
@@ -35,6 +35,20 @@ impl Default for SocketOptions {
         }
     }
 }
+
+/// What is known of who waits for a socket to be readable. The runtime would find out the same each time it is asked, at the
+/// price of a lock and a clone of the waker.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Reading {
+    /// The task whose waker the runtime has, by the address of what the waker leads to, since when nothing was read; or 0.
+    /// As long as the runtime has the waker that address is nobody else's.
+    waker: usize,
+    /// How often in a row there was something to read.
+    in_a_row: u8,
+}
+
+/// After so many reads in a row others have their turn. The runtime has a budget like that for what it polls itself.
+const IN_A_ROW: u8 = 64;
 
 /// What is written in one piece although it comes in two.
 const TOGETHER: usize = 1024;
@@ -157,14 +171,68 @@ impl Socket {
         }
     }
 
+    /// Reads into `buf`, which must not be empty; 0 is the end. If there is nothing the task is woken when there is, as its
+    /// socket's `reading` knows.
     #[inline]
-    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        let mut buf = ReadBuf::new(buf);
-        let polled = match self {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, &mut buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, &mut buf),
-        };
-        polled.map_ok(|()| buf.filled().len())
+    pub(super) fn poll_read(
+        &self,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+        reading: &mut Reading,
+    ) -> Poll<io::Result<usize>> {
+        if reading.in_a_row >= IN_A_ROW {
+            reading.in_a_row = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        loop {
+            let (mut asked, mut read) = (false, None);
+            let attempt = self.while_readable(|| {
+                asked = true;
+                let (got, _) = recv(self.fd(), &mut *buf, RecvFlags::DONTWAIT)?;
+                read = Some(got);
+                // Less than there was room for: the socket is empty, and the runtime, told so, need not ask it again.
+                if got > 0 && got < buf.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
+            if let Some(read) = read {
+                reading.waker = 0;
+                reading.in_a_row += 1;
+                return Poll::Ready(Ok(read));
+            }
+            if let Err(error) = attempt
+                && error.kind() != io::ErrorKind::WouldBlock
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                return Poll::Ready(Err(error));
+            }
+            let waker = cx.waker().data().addr();
+            if asked || reading.waker != waker || waker == 0 {
+                match self.poll_readable(cx) {
+                    Poll::Ready(ready) => ready?,
+                    Poll::Pending => {
+                        *reading = Reading { waker, in_a_row: 0 };
+                        return Poll::Pending;
+                    }
+                }
+            } else {
+                reading.in_a_row = 0;
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn while_readable(&self, read: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.try_io(Interest::READABLE, read),
+            Self::Unix(stream) => stream.try_io(Interest::READABLE, read),
+        }
+    }
+
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_read_ready(cx),
+            Self::Unix(stream) => stream.poll_read_ready(cx),
+        }
     }
 
     #[inline]

@@ -1,6 +1,6 @@
 //! A connection, plain or TLS, seen as bytes. Its reads and writes may be polled side by side.
 
-use super::socket::Socket;
+use super::socket::{Reading, Socket};
 use super::{scratch, tls};
 use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
 use std::io::{self, Read, Write};
@@ -10,6 +10,7 @@ use std::task::{Context, Poll, Waker, ready};
 /// A connection to a client or to a server.
 pub struct Stream {
     socket: Socket,
+    reading: Reading,
     tls: Option<Box<Tls>>,
 }
 
@@ -28,7 +29,7 @@ impl std::fmt::Debug for Stream {
 impl Stream {
     /// A plain connection.
     pub fn plain(socket: Socket) -> Self {
-        Self { socket, tls: None }
+        Self { socket, reading: Reading::default(), tls: None }
     }
 
     /// Does the server's part of a TLS handshake; `received` is what of it was read already. Of no more use if it fails.
@@ -58,10 +59,10 @@ impl Stream {
                 return Poll::Ready(Ok(()));
             }
             if tls.pending.is_empty() {
-                let socket = &mut self.socket;
+                let (socket, reading) = (&self.socket, &mut self.reading);
                 let pending = &mut tls.pending;
                 let read = ready!(scratch::with_cipher(|cipher| {
-                    socket.poll_read(cx, cipher).map_ok(|read| {
+                    socket.poll_read(cx, cipher, reading).map_ok(|read| {
                         pending.extend_from_slice(&cipher[..read]);
                         read
                     })
@@ -93,21 +94,21 @@ impl Stream {
 
     /// Registers the connection with the runtime of this thread.
     pub fn rehome(self) -> io::Result<Self> {
-        Ok(Self { socket: self.socket.rehome()?, tls: self.tls })
+        Ok(Self { socket: self.socket.rehome()?, reading: Reading::default(), tls: self.tls })
     }
 
     /// Reads into `buf`, which must not be empty; 0 is the end of the stream.
     #[inline]
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         match &mut self.tls {
-            None => self.socket.poll_read(cx, buf),
+            None => self.socket.poll_read(cx, buf, &mut self.reading),
             Some(_) => self.poll_read_tls(cx, buf),
         }
     }
 
     fn poll_read_tls(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         let Some(tls) = &mut self.tls else { return Poll::Ready(Ok(0)) };
-        let socket = &mut self.socket;
+        let (socket, reading) = (&mut self.socket, &mut self.reading);
         loop {
             let mut filled = 0;
             if let Some(end) = tls.drain(buf, &mut filled)? {
@@ -117,7 +118,7 @@ impl Stream {
                 return Poll::Ready(Ok(filled));
             }
             let ended = ready!(scratch::with_cipher(|cipher| -> Poll<io::Result<bool>> {
-                let read = ready!(socket.poll_read(cx, cipher))?;
+                let read = ready!(socket.poll_read(cx, cipher, reading))?;
                 if read == 0 {
                     return Poll::Ready(Ok(true));
                 }
