@@ -512,7 +512,7 @@ impl Session {
             server.soil(if unnamed { Effects::UNKNOWN } else { Effects::PREPARE });
             let mut owed = Owed::forward(Kind::Parse);
             if unnamed {
-                owed = owed.with(self.unnamed_sent(None, Analysis::UNKNOWN, server));
+                owed.note = Some(self.unnamed_sent(None, Analysis::UNKNOWN, server));
             }
             server.pipeline.push(owed);
             to_server.pass(cut.range());
@@ -535,7 +535,7 @@ impl Session {
                 return wait_for_quiet(to_server);
             }
             let before = self.unnamed_sent(Some(text), analysis, server);
-            server.pipeline.push(Owed::forward(Kind::Parse).with(before));
+            server.pipeline.push(Owed { note: Some(before), ..Owed::forward(Kind::Parse) });
             to_server.pass(cut.range());
             return Fare::Done;
         }
@@ -595,13 +595,21 @@ impl Session {
     }
 
     /// A Parse of the unnamed statement is on its way; gives what to go back to if it is skipped.
-    fn unnamed_sent(&mut self, text: Option<Arc<[u8]>>, analysis: Analysis, server: &mut ServerSide) -> Note {
+    fn unnamed_sent(&mut self, text: Option<Arc<[u8]>>, analysis: Analysis, server: &mut ServerSide) -> Box<Note> {
         self.unnamed_count = self.unnamed_count.wrapping_add(1);
         let id = (self.id << 32) | u64::from(self.unnamed_count);
         let (standard_strings, unsettled) = (self.standard_strings, server.is_unsettled());
         let made = Unnamed { id, text, analysis, standard_strings, unsettled, read_by: None };
         self.unnamed_pending = (self.unnamed_pending.0 + 1, self.batch);
-        Note::Unnamed { client: self.unnamed.replace(Box::new(made)), server: server.unnamed.replace(id) }
+        let before = server.unnamed.replace(id);
+        match server.spare.take() {
+            Some((mut note, mut unnamed)) => {
+                *unnamed = made;
+                *note = Note::Unnamed { client: self.unnamed.replace(unnamed), server: before };
+                note
+            }
+            None => Box::new(Note::Unnamed { client: self.unnamed.replace(Box::new(made)), server: before }),
+        }
     }
 
     /// A message that drops the unnamed statement is on its way; gives what to go back to if it is skipped.

@@ -211,6 +211,8 @@ pub struct ServerSide {
     unnamed: Option<u64>,
     /// The batch of a message of ours that is on its way to make it so.
     unnamed_pending: Option<u32>,
+    /// Memory for what is kept of the next unnamed statement: who uses no names says so each time.
+    spare: Option<(Box<pipeline::Note>, Box<Unnamed>)>,
     /// What the current client may have left behind since the server was asked.
     dirty: Effects,
     /// What the question is about that is under way.
@@ -449,6 +451,7 @@ impl ServerSide {
             prepared: ServerPrepared::default(),
             unnamed: None,
             unnamed_pending: None,
+            spare: None,
             dirty: Effects::NONE,
             asked: Effects::NONE,
             unanswered: Effects::NONE,

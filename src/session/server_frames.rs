@@ -182,8 +182,16 @@ impl Session {
 
     /// Takes off the front entry, now answered, and everything behind it that needs no answer.
     fn pop_answered(&mut self, server: &mut ServerSide, to_client: &mut Outbound<'_>) {
-        if let Some(Owed { note: Some(note), .. }) = server.pipeline.owed.pop_front() {
-            self.confirm(*note, server, to_client);
+        if let Some(Owed { note: Some(mut note), .. }) = server.pipeline.owed.pop_front() {
+            if let Note::Unnamed { client, .. } = &mut *note {
+                self.unnamed_pending.0 = self.unnamed_pending.0.saturating_sub(1);
+                if let Some(mut unnamed) = client.take() {
+                    unnamed.text = None;
+                    server.spare = Some((note, unnamed));
+                }
+            } else {
+                self.confirm(*note, server, to_client);
+            }
         }
         loop {
             server.skip_idle_markers();
