@@ -82,13 +82,9 @@ pub struct ClientEntry {
     pinned_ms: AtomicU64,
     /// The number of the request that is under way, for a cancel to hit; 0 for none.
     request: AtomicU64,
-    link: Mutex<Link>,
-}
-
-#[derive(Debug, Default)]
-struct Link {
-    server: Option<Arc<ServerEntry>>,
-    waker: Option<Waker>,
+    /// The number of the server that it has; 0 for none.
+    server: AtomicU64,
+    waker: Mutex<Option<Waker>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -174,16 +170,20 @@ impl ClientEntry {
 
     /// The server it has.
     pub fn server(&self) -> Option<Arc<ServerEntry>> {
-        lock(&self.link).server.clone()
+        ServerEntry::find(self.server.load(Ordering::Relaxed))
     }
 
-    pub(super) fn attach(&self, server: &Arc<ServerEntry>) {
-        lock(&self.link).server = Some(Arc::clone(server));
+    #[inline]
+    pub(super) fn attach(&self, server: &ServerEntry) {
+        self.server.store(server.id, Ordering::Release);
         self.set_state(ClientState::Active);
     }
 
+    /// It has no server from now on. Only after that may the server be looked at for cancel requests on their way, see
+    /// [`ClientEntry::cancel_target`].
+    #[inline]
     pub(super) fn detach(&self) {
-        lock(&self.link).server = None;
+        self.server.store(0, Ordering::SeqCst);
         self.set_state(ClientState::Idle);
     }
 
@@ -193,13 +193,13 @@ impl ClientEntry {
     }
 
     pub(super) fn set_waker(&self, waker: &Waker) {
-        lock(&self.link).waker = Some(waker.clone());
+        *lock(&self.waker) = Some(waker.clone());
     }
 
     /// Asks something of the client's task. A graver order replaces a lesser one.
     pub fn order(&self, order: Order) {
         self.order.fetch_max(order as u8, Ordering::AcqRel);
-        let waker = lock(&self.link).waker.clone();
+        let waker = lock(&self.waker).clone();
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -223,14 +223,20 @@ impl ClientEntry {
 
     /// What a cancel request for this client has to do.
     pub(super) fn cancel_target(&self) -> CancelTarget {
-        let link = lock(&self.link);
-        match (self.state(), self.request.load(Ordering::Acquire), &link.server) {
-            (ClientState::Waiting, ..) => CancelTarget::Queue,
-            (_, 0, _) | (_, _, None) => CancelTarget::Nothing,
-            // Taken under the lock under which a client parts from its server: from here on the server stays out of its
-            // pool until the request has arrived (faults.md I4).
-            (ClientState::Active | ClientState::Idle, request, Some(server)) => {
-                CancelTarget::Server { server: Arc::clone(server), request, on_its_way: server.cancel_begins() }
+        let id = self.server.load(Ordering::SeqCst);
+        match (self.state(), self.request.load(Ordering::Acquire)) {
+            (ClientState::Waiting, _) => CancelTarget::Queue,
+            (_, 0) => CancelTarget::Nothing,
+            (ClientState::Active | ClientState::Idle, request) => {
+                let Some(server) = ServerEntry::find(id) else { return CancelTarget::Nothing };
+                let on_its_way = server.cancel_begins();
+                // From here on the server stays out of its pool until the request has arrived, if the client has it still
+                // (faults.md I4). The client first says that it has it no more, and then looks for cancel requests; here it
+                // is the other way round. Of the two one sees what the other has done.
+                if self.server.load(Ordering::SeqCst) != id {
+                    return CancelTarget::Nothing;
+                }
+                CancelTarget::Server { server, request, on_its_way }
             }
         }
     }
@@ -375,7 +381,8 @@ impl Clients {
                 pins: AtomicU16::new(0),
                 pinned_ms: AtomicU64::new(0),
                 request: AtomicU64::new(0),
-                link: Mutex::default(),
+                server: AtomicU64::new(0),
+                waker: Mutex::default(),
             });
             shard.insert(entry.key.pid, Arc::clone(&entry));
             return Listed { entry, place };

@@ -400,7 +400,7 @@ impl Login<'_> {
         entry.set_state(ServerState::New);
         Ok(Box::new(Server {
             side: ServerSide::new(defaults.clone(), params, target.prepared_limit),
-            entry: Arc::new(entry),
+            entry,
             stream: self.stream,
             input: self.input,
             output: Vec::new(),

@@ -2,7 +2,10 @@
 
 use crate::net::Address;
 use crate::wire::startup::CancelKey;
+use foldhash::fast::RandomState;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 use tokio::sync::Notify;
 
@@ -73,9 +76,9 @@ pub struct ServerEntry {
 
 impl ServerEntry {
     /// A connection that has just been logged in.
-    pub fn new(id: u64, address: Address, key: CancelKey, stream: &crate::net::Stream) -> Self {
+    pub fn new(id: u64, address: Address, key: CancelKey, stream: &crate::net::Stream) -> Arc<Self> {
         let socket = stream.socket();
-        Self {
+        let entry = Arc::new(Self {
             id,
             address,
             key,
@@ -92,7 +95,14 @@ impl ServerEntry {
             prepared: AtomicU32::new(0),
             cancels: AtomicU32::new(0),
             cancels_done: Notify::new(),
-        }
+        });
+        lock(shard(id)).insert(id, Arc::downgrade(&entry));
+        entry
+    }
+
+    /// The connection of a number, if it is still there.
+    pub fn find(id: u64) -> Option<Arc<Self>> {
+        lock(shard(id)).get(&id)?.upgrade()
     }
 
     /// What it is doing.
@@ -135,15 +145,15 @@ impl ServerEntry {
     }
 
     /// A cancel request sets out; the server stays out of its pool until the returned value is dropped.
-    pub fn cancel_begins(self: &std::sync::Arc<Self>) -> CancelOnItsWay {
-        self.cancels.fetch_add(1, Ordering::AcqRel);
-        CancelOnItsWay(std::sync::Arc::clone(self))
+    pub fn cancel_begins(self: &Arc<Self>) -> CancelOnItsWay {
+        self.cancels.fetch_add(1, Ordering::SeqCst);
+        CancelOnItsWay(Arc::clone(self))
     }
 
     /// Whether a cancel request is on its way.
     #[inline]
     pub fn is_being_canceled(&self) -> bool {
-        self.cancels.load(Ordering::Acquire) > 0
+        self.cancels.load(Ordering::SeqCst) > 0
     }
 
     /// Waits until no cancel request is on its way.
@@ -158,9 +168,27 @@ impl ServerEntry {
     }
 }
 
+impl Drop for ServerEntry {
+    fn drop(&mut self) {
+        lock(shard(self.id)).remove(&self.id);
+    }
+}
+
+/// All connections that there are, by number. A client notes the number of the one that it has, which is one store; who
+/// wants to know more, to cancel what runs there or for a console, is rare.
+static ALL: LazyLock<[Mutex<HashMap<u64, Weak<ServerEntry>, RandomState>>; 16]> = LazyLock::new(Default::default);
+
+fn shard(id: u64) -> &'static Mutex<HashMap<u64, Weak<ServerEntry>, RandomState>> {
+    &ALL[usize::from(id.to_le_bytes()[0] & 15)]
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// While this lives, a cancel request may still reach the server.
 #[derive(Debug)]
-pub struct CancelOnItsWay(std::sync::Arc<ServerEntry>);
+pub struct CancelOnItsWay(Arc<ServerEntry>);
 
 impl Drop for CancelOnItsWay {
     fn drop(&mut self) {
