@@ -11,7 +11,7 @@ use super::limits::Limits;
 use super::route::{self, Go, LOOK_AGAIN, Router};
 use crate::listen::Hubs;
 use crate::net::{Stream, scratch};
-use crate::pool::{Lease, LeaseError, Member, Pool, PoolSet, Stats, Wait, Wish};
+use crate::pool::{Lease, LeaseError, Member, Pool, PoolSet, Stats, View, Wait, Wish};
 use crate::session::{
     AtRest, Interners, Next, Outbound, OwnRequest, Parting, Pins, PoolMode, ServerLoss, Session, Violation,
 };
@@ -93,6 +93,7 @@ pub(super) struct Relay {
     pub(super) listed: Listed,
     _member: Member,
     pub(super) upstream: Upstream,
+    view: View,
     pub(super) server: Server,
     /// What its requests are routed by, where there are several servers.
     pub(super) router: Option<Box<Router>>,
@@ -233,6 +234,7 @@ impl Relay {
             session,
             listed,
             _member: member,
+            view: upstream.pools.view(),
             upstream,
             server: Server::None,
             hearing: None,
@@ -1017,11 +1019,11 @@ impl Relay {
     }
 
     #[inline]
-    fn try_lease(&self, replica: Option<&Arc<Pool>>, now: Instant) -> Option<Lease> {
+    fn try_lease(&mut self, replica: Option<&Arc<Pool>>, now: Instant) -> Option<Lease> {
         let id = self.listed.entry.id;
         match replica {
-            None => self.upstream.pools.try_lease(id, self.wish, now),
-            Some(pool) => Arc::clone(pool).try_lease(id, Wish::NONE, now),
+            None => self.upstream.pools.try_lease(&mut self.view, id, self.wish, now),
+            Some(pool) => pool.try_lease(id, Wish::NONE, now),
         }
     }
 
@@ -1079,7 +1081,7 @@ impl Relay {
         self.clock.told = false;
         let id = self.listed.entry.id;
         self.server = Server::Waiting(match replica {
-            None => self.upstream.pools.wait(id, now, deadline),
+            None => self.upstream.pools.wait(&mut self.view, id, now, deadline),
             Some(pool) => pool.wait(id, now, deadline),
         });
     }

@@ -24,7 +24,7 @@ pub use error::LeaseError;
 pub use gate::GateState;
 pub use keepers::Keeper;
 pub use node::Node;
-pub use poolset::{Full, Member, PoolSet};
+pub use poolset::{Full, Member, PoolSet, View};
 pub use queue::Wish;
 pub use routes::{Learned, Record, Routes};
 pub use stats::{Stats, Totals};
@@ -335,14 +335,14 @@ impl Pool {
 
     /// A connection if one is idle right now. Never waits, never dials.
     #[inline]
-    pub fn try_lease(self: Arc<Self>, client: u64, wish: Wish, now: Instant) -> Option<Lease> {
+    pub fn try_lease(self: &Arc<Self>, client: u64, wish: Wish, now: Instant) -> Option<Lease> {
         loop {
             if !self.gate.is_open() {
                 return None;
             }
             let server = self.queue.take_idle(wish, || self.may_grow())?;
             if let Some(server) = self.hand_out(server, client, now) {
-                return Some(Lease { server, pool: self });
+                return Some(Lease { server, pool: Arc::clone(self) });
             }
         }
     }
@@ -406,7 +406,7 @@ impl Pool {
                 && self.keepers.are_there()
                 && self.is_full()
                 && self.keepers.ask_one().await
-                && let Some(lease) = Arc::clone(&self).try_lease(client, Wish::NONE, Instant::now())
+                && let Some(lease) = self.try_lease(client, Wish::NONE, Instant::now())
             {
                 return Ok(lease);
             }

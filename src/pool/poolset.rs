@@ -60,6 +60,16 @@ struct State {
     clients: [(Arc<AtomicUsize>, Option<usize>); 2],
 }
 
+/// What a client knows of its pools: looked up again only when the configuration has changed, because it is asked for with
+/// each transaction.
+#[derive(Debug)]
+pub struct View {
+    /// Of [`PoolSet::version`].
+    version: u64,
+    pools: Arc<[Arc<Pool>]>,
+    monitor: Option<Arc<Monitor>>,
+}
+
 /// A client counted among those of its pools, its database and its user.
 #[derive(Debug)]
 pub struct Member(Vec<Arc<AtomicUsize>>);
@@ -188,10 +198,32 @@ impl PoolSet {
         state.pools.get(at).cloned()
     }
 
+    /// The pools as they are now.
+    pub fn view(&self) -> View {
+        let state = self.read();
+        View {
+            version: self.version(),
+            pools: Arc::clone(&state.pools),
+            monitor: state.monitor.as_ref().map(|(monitor, _)| Arc::clone(monitor)),
+        }
+    }
+
     /// A connection to the primary if one is idle right now. Never waits, never dials.
     #[inline]
-    pub fn try_lease(&self, client: u64, wish: Wish, now: Instant) -> Option<Lease> {
-        self.primary()?.try_lease(client, wish, now)
+    pub fn try_lease(&self, view: &mut View, client: u64, wish: Wish, now: Instant) -> Option<Lease> {
+        self.primary_in(view)?.try_lease(client, wish, now)
+    }
+
+    #[inline]
+    fn primary_in<'a>(&self, view: &'a mut View) -> Option<&'a Arc<Pool>> {
+        if view.version != self.version() {
+            *view = self.view();
+        }
+        let at = match &view.monitor {
+            None => 0,
+            Some(monitor) => monitor.primary()?,
+        };
+        view.pools.get(at)
     }
 
     /// A connection to the primary, waited for and dialled for as long as `deadline` allows.
@@ -233,9 +265,9 @@ impl PoolSet {
     }
 
     /// The same for a caller that keeps the time itself, as with [`Pool::lease`].
-    pub fn wait(self: &Arc<Self>, client: u64, started: Instant, deadline: Instant) -> Wait {
-        if let Some(primary) = self.primary() {
-            return primary.wait(client, started, deadline);
+    pub fn wait(self: &Arc<Self>, view: &mut View, client: u64, started: Instant, deadline: Instant) -> Wait {
+        if let Some(primary) = self.primary_in(view) {
+            return Arc::clone(primary).wait(client, started, deadline);
         }
         let this = Arc::clone(self);
         Wait::Long(Box::pin(async move {
