@@ -279,7 +279,7 @@ fn routing(criterion: &mut Criterion) {
     let decide = |verdict: Verdict, chance: u64| {
         let fresh = |node: &NodeView| causal.is_fresh(node, &topology, Consistency::Session, before).is_ok();
         let load = |_: &NodeView| Load { capacity: 20, ..Load::default() };
-        (verdict == Verdict::Read).then(|| choose(&topology, &policy, now, chance, fresh, load))
+        (verdict == Verdict::Read).then(|| choose(&topology, &policy, now, chance, true, fresh, load))
     };
     let catalogue = Catalogue::from_rows([]);
     let mut pair = Pair::new();
@@ -299,7 +299,7 @@ fn routing(criterion: &mut Criterion) {
             let extent = pair.session.look_at_request(black_box(&request), |spoken| {
                 let known = spoken.statement.and_then(|statement| {
                     Verdict::from_number(statement.judged(7)).or_else(|| {
-                        let (found, _) = Verdict::of(spoken.text, spoken.types, true, &catalogue);
+                        let (found, ..) = Verdict::of(spoken.text, spoken.types, true, &catalogue);
                         statement.note_judged(7, found.number());
                         Some(found)
                     })

@@ -308,3 +308,26 @@ fn who_comes_back_reads_what_it_had_written_before_it_left() {
     assert_eq!(Client::new(ambassador.port).value("select count(*) from came_back"), "1");
     cluster.psql(1, "select pg_wal_replay_resume()").unwrap();
 }
+
+#[test]
+fn a_read_that_meets_only_long_reads_goes_to_the_primary_after_a_moment() {
+    let cluster = replicated(1, &[]);
+    let ports = ports(&cluster);
+    let ambassador = routed(&ports, ports[0], &["--pool-size", "2", "--set", "consistency=eventual"]);
+    let mut reader = Client::new(ambassador.port);
+    wait_until("reads go to the replica", || port_of(&mut reader) == ports[1]);
+    let sleepers: Vec<Client> = std::iter::repeat_with(|| {
+        let mut client = Client::new(ambassador.port);
+        client.send(&query("/* ambassador: replica */ select pg_sleep(600)"));
+        client
+    })
+    .take(2)
+    .collect();
+    let asleep = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
+    wait_until("both its connections are busy", || cluster.psql(1, asleep).unwrap().trim() == "2");
+    assert_eq!(port_of(&mut reader), ports[0]);
+    let last = reader.query("show last route").remove(0);
+    assert_eq!(last[2].as_deref(), Some("every replica is busy"));
+    drop(sleepers);
+    wait_until("reads go to the replica again", || port_of(&mut reader) == ports[1]);
+}

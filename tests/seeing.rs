@@ -96,7 +96,7 @@ fn settled(ambassador: &Ambassador, primary: u16) {
 #[test]
 fn reads_are_counted_for_each_server() {
     let (_cluster, ports) = replicated(2);
-    let ambassador = routed(&ports, "", &[]);
+    let ambassador = routed(&ports, "", &["--set", "slow_start=0s"]);
     settled(&ambassador, ports[0]);
     let mut served = BTreeMap::new();
     for _ in 0..20 {

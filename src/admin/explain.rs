@@ -131,7 +131,7 @@ fn fate(routes: &Routes, topology: &Topology, went: (Destination, Reason), now: 
     let mut fate = Fate { went, chosen: HashMap::new(), tier: None };
     for _ in 0..DRAWS {
         let fresh = |node: &NodeView| fresh(node, topology, config.consistency, now).is_ok();
-        match choose(topology, &config.policy, now, fastrand::u64(..), fresh, |node| load(node, routes)) {
+        match choose(topology, &config.policy, now, fastrand::u64(..), true, fresh, |node| load(node, routes)) {
             Choice::Replica(id) | Choice::Queue(id) => {
                 *fate.chosen.entry(id).or_default() += 1;
                 fate.tier = topology.node(id).map(|node| node.tier);

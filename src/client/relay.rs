@@ -914,8 +914,8 @@ impl Relay {
                         Some(router) => match router.decide(&self.upstream.pools, &self.session, &data[at..], now) {
                             Go::Primary => None,
                             Go::Replica(pool) => {
-                                if router.is_proven_to_read() {
-                                    self.session.note_that_it_reads(&data[at..]);
+                                if router.is_single_read() {
+                                    self.session.note_single_read(&data[at..]);
                                 }
                                 Some(pool)
                             }

@@ -28,8 +28,9 @@ const FOR_A_PROBE: Duration = Duration::from_millis(20);
 const AFTER_A_VAIN_WAIT: Duration = Duration::from_millis(200);
 /// How long SHOW ambassador.lsn waits for a probe.
 const FOR_A_POSITION: Duration = Duration::from_secs(2);
-/// How often a read that waits for a replica's connection looks whether that replica is still the place to wait for.
-pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// How often a read that waits for a replica's connection looks whether that replica is still the place to wait for. Where
+/// reads take long those who come next wait so long until they go elsewhere.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Where to go.
 pub(super) enum Go {
@@ -58,6 +59,10 @@ pub(super) struct Router {
     begun: Option<Moment>,
     /// It has waited for a probe.
     waited: bool,
+    /// It has waited for a connection in vain, and goes wherever there is one.
+    impatient: bool,
+    /// The request that was judged last is one statement that only reads.
+    single_read: bool,
     wait: Option<Pin<Box<dyn Future<Output = bool> + Send>>>,
     /// When it may wait again.
     may_wait: Option<Instant>,
@@ -151,6 +156,7 @@ struct Judged {
     /// What its only text does to the transaction.
     transaction: Option<Transaction>,
     texts: usize,
+    statements: u8,
     comment: Wish,
     learned: bool,
 }
@@ -172,6 +178,8 @@ impl Router {
             wishes: Wishes::of(settings, routes.config.consistency),
             begun: None,
             waited: false,
+            impatient: false,
+            single_read: false,
             wait: None,
             may_wait: None,
             once: None,
@@ -231,26 +239,22 @@ impl Router {
             return self.choose_primary(reason, reads);
         }
         let (reason, transaction, len) = match self.judge_request(session, input) {
-            Candidate::Replica { reason, transaction, len } => (reason, transaction, len),
+            Candidate::Replica { reason, transaction, len, single } => {
+                self.single_read = single && reason == Reason::Read;
+                (reason, transaction, len)
+            }
             Candidate::Primary { reason, reads } => return self.choose_primary(reason, reads),
             Candidate::Unfinished => return Go::Unfinished,
         };
         let begun = *self.begun.get_or_insert_with(|| self.routes.monitor.moment(now));
+        self.causal.settle(self.watcher.get());
+        let choice = self.choose(begun, !self.impatient, now);
         let topology = self.watcher.get();
-        self.causal.settle(topology);
-        let (causal, consistency, policy) = (&self.causal, self.wishes.consistency, &self.routes.config.policy);
-        let routes = &self.routes;
-        let fresh = |node: &_| causal.is_fresh(node, topology, consistency, begun);
-        let load = |node: &NodeView| match routes.pool_of(node.id) {
-            Some(pool) if topology.is_primary(node.id) => pool.load_of_primary(),
-            Some(pool) => pool.load(),
-            None => Load::default(),
-        };
-        let choice = choose(topology, policy, now, fastrand::u64(..), |node| fresh(node).is_ok(), load);
+        let fresh = |node: &_| self.causal.is_fresh(node, topology, self.wishes.consistency, begun);
         match choice {
             Choice::Replica(id) | Choice::Queue(id) => {
                 let proof = topology.node(id).and_then(|node| fresh(node).ok());
-                let (Some(fresh), Some(pool)) = (proof, routes.pool_of(id).cloned()) else {
+                let (Some(fresh), Some(pool)) = (proof, self.routes.pool_of(id).cloned()) else {
                     return self.choose_primary(Reason::NoneFresh, Some(len));
                 };
                 let replica = ToReplica { node: id, fresh, transaction, since: now };
@@ -272,6 +276,18 @@ impl Router {
             }
             Choice::Refuse(why) => self.refuse(why),
         }
+    }
+
+    fn choose(&mut self, begun: Moment, patient: bool, now: Instant) -> Choice {
+        let topology = self.watcher.get();
+        let (causal, consistency, routes) = (&self.causal, self.wishes.consistency, &self.routes);
+        let fresh = |node: &NodeView| causal.is_fresh(node, topology, consistency, begun).is_ok();
+        let load = |node: &NodeView| match routes.pool_of(node.id) {
+            Some(pool) if topology.is_primary(node.id) => pool.load_of_primary(),
+            Some(pool) => pool.load(),
+            None => Load::default(),
+        };
+        choose(topology, &routes.config.policy, now, fastrand::u64(..), patient, fresh, load)
     }
 
     fn refuse(&mut self, why: balance::WhyPrimary) -> Go {
@@ -352,17 +368,20 @@ impl Router {
         if let Some(begun) = begin {
             return self.judge_transaction(begun, &judged, wish, hinted);
         }
+        let single = judged.statements == 1;
         match judged.verdict {
             Verdict::Write(reason) if wish == Wish::Replica && reason.is_doubt() => {
-                Candidate::Replica { reason: hinted, transaction: false, len }
+                Candidate::Replica { reason: hinted, transaction: false, len, single }
             }
             Verdict::Write(reason) => primary(reason),
             Verdict::Cursor => primary(Reason::Session),
             Verdict::Read if wish == Wish::Primary => Candidate::Primary { reason: hinted, reads: Some(len) },
             Verdict::Read if self.wishes.serializable => primary(Reason::Serializable),
             Verdict::Read if judged.learned => Candidate::Primary { reason: Reason::Learned, reads: Some(len) },
-            Verdict::Read if wish == Wish::Replica => Candidate::Replica { reason: hinted, transaction: false, len },
-            Verdict::Read => Candidate::Replica { reason: Reason::Read, transaction: false, len },
+            Verdict::Read if wish == Wish::Replica => {
+                Candidate::Replica { reason: hinted, transaction: false, len, single }
+            }
+            Verdict::Read => Candidate::Replica { reason: Reason::Read, transaction: false, len, single },
         }
     }
 
@@ -391,7 +410,7 @@ impl Router {
         match judged.verdict {
             Verdict::Write(reason) if set.is_none() => primary(reason),
             Verdict::Write(_) | Verdict::Read | Verdict::Cursor => {
-                Candidate::Replica { reason: Reason::ReadOnlyTransaction, transaction: true, len: 0 }
+                Candidate::Replica { reason: Reason::ReadOnlyTransaction, transaction: true, len: 0, single: false }
             }
         }
     }
@@ -409,15 +428,22 @@ impl Router {
 
     fn judge(&self, session: &Session, input: &[u8]) -> (Judged, Extent) {
         let strings = session.standard_strings();
-        let mut judged =
-            Judged { verdict: Verdict::Read, transaction: None, texts: 0, comment: Wish::Auto, learned: false };
+        let mut judged = Judged {
+            verdict: Verdict::Read,
+            transaction: None,
+            texts: 0,
+            statements: 0,
+            comment: Wish::Auto,
+            learned: false,
+        };
         let record = self.routes.record();
         let extent = session.look_at_request(input, |spoken| {
             judged.texts += 1;
             if judged.comment == Wish::Auto {
                 judged.comment = verdict::hint(spoken.text);
             }
-            let (verdict, transaction) = self.judge_text(&spoken, strings);
+            let (verdict, transaction, statements) = self.judge_text(&spoken, strings);
+            judged.statements = judged.statements.saturating_add(statements);
             if judged.texts == 1 {
                 judged.transaction = transaction;
             }
@@ -434,8 +460,8 @@ impl Router {
     }
 
     #[inline]
-    fn judge_text(&self, spoken: &Spoken<'_>, strings: bool) -> (Verdict, Option<Transaction>) {
-        let write = |reason| (Verdict::Write(reason), None);
+    fn judge_text(&self, spoken: &Spoken<'_>, strings: bool) -> (Verdict, Option<Transaction>, u8) {
+        let write = |reason| (Verdict::Write(reason), None, 1);
         if self.wishes.hidden {
             return write(Reason::Encoding);
         }
@@ -443,15 +469,15 @@ impl Router {
         if let Some(statement) = spoken.statement
             && let Some(verdict) = Verdict::from_number(statement.judged(facts.version))
         {
-            return (verdict, None);
+            return (verdict, None, 1);
         }
-        let (verdict, transaction) = Verdict::of(spoken.text, spoken.types, strings, &facts.catalogue);
+        let (verdict, transaction, statements) = Verdict::of(spoken.text, spoken.types, strings, &facts.catalogue);
         if let Some(statement) = spoken.statement
             && transaction.is_none()
         {
             statement.note_judged(facts.version, verdict.number());
         }
-        (verdict, transaction)
+        (verdict, transaction, statements)
     }
 
     // ---------------------------------------------------------------------------------------------- what comes of it
@@ -462,10 +488,10 @@ impl Router {
         self.plan.is_some_and(|plan| plan.replica.is_some())
     }
 
-    /// Whether the request at hand was proven to only read.
+    /// Whether the request at hand is one statement that was proven to only read.
     #[inline]
-    pub(super) fn is_proven_to_read(&self) -> bool {
-        self.plan.is_some_and(|plan| plan.reason == Reason::Read)
+    pub(super) fn is_single_read(&self) -> bool {
+        self.single_read
     }
 
     /// Whether this connection may serve the request at hand. If not, the request goes to the primary.
@@ -498,7 +524,8 @@ impl Router {
 
     /// The request at hand is over, or never went anywhere: nothing of it is to be taken for the next one's.
     pub(super) fn forget_request(&mut self) {
-        (self.plan, self.once, self.begun, self.waited) = (None, None, None, false);
+        (self.plan, self.once, self.begun) = (None, None, None);
+        (self.waited, self.impatient) = (false, false);
     }
 
     /// Something goes out. Behind what was judged comes what nobody has asked about.
@@ -559,12 +586,24 @@ impl Router {
         self.plan.and_then(|plan| plan.replica).map(|replica| replica.since)
     }
 
-    /// Whether the replica that it waits for may still have it.
+    /// Whether to go on waiting for the replica's connection: whether that replica may still have it, and no other place has
+    /// room.
     pub(super) fn should_wait_on(&mut self, now: Instant) -> bool {
-        let Some(Plan { replica: Some(replica), .. }) = &mut self.plan else { return true };
+        let (Some(begun), Some(Plan { replica: Some(replica), .. })) = (self.begun, &mut self.plan) else {
+            return true;
+        };
         replica.since = now;
-        let node = self.watcher.get().node(replica.node);
-        node.is_some_and(|node| balance::is_fit(node, &self.routes.config.policy).is_ok())
+        let waits_for = replica.node;
+        match self.choose(begun, false, now) {
+            Choice::Replica(_) | Choice::Primary(_) => {
+                self.impatient = true;
+                false
+            }
+            Choice::Queue(_) | Choice::Refuse(_) => {
+                let node = self.watcher.get().node(waits_for);
+                node.is_some_and(|node| balance::is_fit(node, &self.routes.config.policy).is_ok())
+            }
+        }
     }
 
     /// The replica that it waited for has no connection for it.
@@ -655,7 +694,16 @@ pub(super) fn check_setting(name: &str, value: &str) -> Result<(), Report> {
 
 /// Where a request may go, as far as it alone goes.
 enum Candidate {
-    Replica { reason: Reason, transaction: bool, len: usize },
-    Primary { reason: Reason, reads: Option<usize> },
+    /// `single`: its texts are one statement.
+    Replica {
+        reason: Reason,
+        transaction: bool,
+        len: usize,
+        single: bool,
+    },
+    Primary {
+        reason: Reason,
+        reads: Option<usize>,
+    },
     Unfinished,
 }

@@ -730,11 +730,16 @@ impl Pool {
     #[inline]
     pub fn load(&self) -> Load {
         let meter = &self.node.meter;
+        let load = Load { outstanding: meter.outstanding(), latency_us: meter.latency_us(), ..Load::default() };
+        if self.queue.idle() > 0 {
+            return load;
+        }
+        let status = self.seats.status();
         Load {
-            outstanding: meter.outstanding(),
-            latency_us: meter.latency_us(),
-            saturated: self.queue.idle() == 0 && self.is_full(),
-            ..Load::default()
+            saturated: status.available == 0 && status.size >= status.max_size,
+            waiting: u32::try_from(self.queue.waiting()).unwrap_or(u32::MAX),
+            capacity: u32::try_from(status.max_size).unwrap_or(u32::MAX),
+            ..load
         }
     }
 

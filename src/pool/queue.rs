@@ -7,7 +7,9 @@
 use super::seat::Seat;
 use crate::server::Server;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::thread::ThreadId;
 
@@ -24,7 +26,39 @@ pub(super) enum Place {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Queue(Mutex<Inner>);
+pub(super) struct Queue {
+    inner: Mutex<Inner>,
+    /// How many connections are idle and how many clients wait, as whoever had the lock last has left it.
+    idle: AtomicUsize,
+    waiting: AtomicUsize,
+}
+
+/// The lock on a queue. What changed under it shows when it is given up.
+struct Locked<'a> {
+    queue: &'a Queue,
+    inner: MutexGuard<'a, Inner>,
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.queue.idle.store(self.inner.idle.len(), Ordering::Relaxed);
+        self.queue.waiting.store(self.inner.line.len(), Ordering::Relaxed);
+    }
+}
+
+impl Deref for Locked<'_> {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.inner
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Inner {
+        &mut self.inner
+    }
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -74,18 +108,23 @@ impl Wish {
 }
 
 impl Queue {
+    #[inline]
+    fn lock(&self) -> Locked<'_> {
+        Locked { queue: self, inner: lock(&self.inner) }
+    }
+
     /// An idle connection: the one that is wished for, or else the one that was used last by this thread, before one of
     /// another, before one with traces of somebody else. None with such traces if `may_grow` says that there is room for a
     /// new one.
     #[inline]
     pub(super) fn take_idle(&self, wish: Wish, may_grow: impl FnOnce() -> bool) -> Option<Box<Server>> {
         let home = crate::server::home();
-        lock(&self.0).take_idle(wish, home, may_grow)
+        self.lock().take_idle(wish, home, may_grow)
     }
 
     /// Takes a connection out, if it is idle.
     pub(super) fn take(&self, id: u64) -> Option<Box<Server>> {
-        let mut inner = lock(&self.0);
+        let mut inner = self.lock();
         let at = inner.idle.iter().position(|idle| idle.id == id)?;
         Some(inner.idle.remove(at).server)
     }
@@ -98,7 +137,7 @@ impl Queue {
         free_seat: impl Fn(Need) -> Option<Seat>,
     ) -> Result<Place, Waiting> {
         let home = crate::server::home();
-        let mut inner = lock(&self.0);
+        let mut inner = self.lock();
         let mut seat = None;
         let idle = inner.take_idle(wish, home, || {
             seat = free_seat(Need::Preferred);
@@ -121,7 +160,7 @@ impl Queue {
     /// A connection that is free, for who is first in line.
     #[inline]
     pub(super) fn put(&self, server: Box<Server>) {
-        let mut inner = lock(&self.0);
+        let mut inner = self.lock();
         match inner.line.pop_front() {
             Some(ticket) => {
                 let waker = ticket.give(Place::Server(server));
@@ -138,7 +177,7 @@ impl Queue {
     /// Seats have become free: those in the line get them, as long as there are any.
     pub(super) fn seat_those_in_line(&self, mut free_seat: impl FnMut() -> Option<Seat>) {
         loop {
-            let mut inner = lock(&self.0);
+            let mut inner = self.lock();
             if inner.line.is_empty() {
                 return;
             }
@@ -152,18 +191,23 @@ impl Queue {
     /// Removes idle connections for which this is false, the ones that were unused for longest first.
     #[allow(clippy::vec_box, reason = "they are boxed everywhere else")]
     pub(super) fn retain(&self, mut keep: impl FnMut(&Server) -> bool) -> Vec<Box<Server>> {
-        let mut inner = lock(&self.0);
+        let mut inner = self.lock();
         inner.idle.extract_if(.., |idle| !keep(&idle.server)).map(|idle| idle.server).collect()
     }
 
     /// How many connections are idle.
     pub(super) fn idle(&self) -> usize {
-        lock(&self.0).idle.len()
+        self.idle.load(Ordering::Relaxed)
+    }
+
+    /// How many wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// Whether somebody waits.
     pub(super) fn has_line(&self) -> bool {
-        !lock(&self.0).line.is_empty()
+        self.waiting() > 0
     }
 }
 
@@ -226,7 +270,7 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         // It was called, so that nobody else has the ticket any more, unless it is still in the line.
         if Arc::get_mut(&mut self.ticket).is_none() {
-            lock(&self.queue.0).line.retain(|ticket| !Arc::ptr_eq(ticket, &self.ticket));
+            self.queue.lock().line.retain(|ticket| !Arc::ptr_eq(ticket, &self.ticket));
         }
         let place = lock(&self.ticket.0).place.take();
         match place {

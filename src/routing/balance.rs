@@ -8,10 +8,14 @@ use std::time::{Duration, Instant};
 
 /// More nodes than this are not looked at: a place on the stack for each.
 pub const MOST_NODES: usize = 64;
+/// Nearly all clusters have no more.
+const FEW_NODES: usize = 6;
 /// The share with which a node that has come back begins.
 const FIRST_SHARE: f64 = 0.05;
 /// Differences between nodes that are smaller than this are noise.
 const NOISE_US: u64 = 500;
+/// A wait of less than this is none: a busy node whose line moves so fast has room.
+const SHORT_WAIT_US: u64 = 2_000;
 
 /// Where reads go when no replica may have them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
@@ -45,10 +49,19 @@ pub struct Load {
     pub latency_us: u32,
     /// All connections that there may be are busy.
     pub saturated: bool,
+    /// Clients that wait for one.
+    pub waiting: u32,
     /// Of the requests under way, reads that spilled over from replicas. Of interest on the primary only.
     pub spilled: u32,
-    /// Connections that there may be. Of interest on the primary only.
+    /// Connections that there may be. Of interest where they are all busy, and on the primary.
     pub capacity: u32,
+}
+
+impl Load {
+    /// How long a read would have to wait for a connection, going by how long reads take.
+    fn wait_us(&self) -> u64 {
+        u64::from(self.latency_us) * (u64::from(self.waiting) + 1) / u64::from(self.capacity.max(1))
+    }
 }
 
 /// Where a read goes.
@@ -56,7 +69,7 @@ pub struct Load {
 pub enum Choice {
     /// To this replica, which has room.
     Replica(NodeId),
-    /// To this replica, and to wait there: none has room, nor has the primary.
+    /// To this replica, and to wait there: not for long, or else because neither another one nor the primary has room.
     Queue(NodeId),
     /// To the primary.
     Primary(WhyPrimary),
@@ -144,19 +157,39 @@ pub fn share(node: &NodeView, policy: &Policy, now: Instant) -> f64 {
 }
 
 /// Chooses where a read goes. `fresh` says whether a replica has what the session needs, `load` what a node has to do, and
-/// `chance` is any number that nobody could foresee.
+/// `chance` is any number that nobody could foresee. `patient`: rather than going further away it waits a moment where all
+/// connections are busy. (Away is also where the session has to stay for a while, until what it has seen there is known of
+/// other nodes.)
 pub fn choose(
     topology: &Topology,
     policy: &Policy,
     now: Instant,
     chance: u64,
+    patient: bool,
     fresh: impl Fn(&NodeView) -> bool,
     load: impl Fn(&NodeView) -> Load,
 ) -> Choice {
-    let mut fit: [Option<(&NodeView, Load, f64)>; MOST_NODES] = [None; MOST_NODES];
+    // Few have more, and clearing room for the most would cost more than all the rest.
+    if topology.nodes.len() <= FEW_NODES {
+        choose_among::<FEW_NODES>(topology, policy, now, chance, patient, fresh, load)
+    } else {
+        choose_among::<MOST_NODES>(topology, policy, now, chance, patient, fresh, load)
+    }
+}
+
+fn choose_among<const MOST: usize>(
+    topology: &Topology,
+    policy: &Policy,
+    now: Instant,
+    chance: u64,
+    patient: bool,
+    fresh: impl Fn(&NodeView) -> bool,
+    load: impl Fn(&NodeView) -> Load,
+) -> Choice {
+    let mut fit: [Option<(&NodeView, Load, f64)>; MOST] = [None; MOST];
     let mut count = 0;
     let mut best_failure = None;
-    for node in topology.nodes.iter().take(MOST_NODES) {
+    for node in topology.nodes.iter().take(MOST) {
         let condition = is_fit(node, policy).and_then(|()| if fresh(node) { Ok(()) } else { Err(Unfit::NotFresh) });
         match condition {
             Ok(()) if node.weight > 0 => {
@@ -184,15 +217,18 @@ pub fn choose(
     };
     let mut tier = Some(nearest);
     while let Some(at) = tier {
-        if let Some(node) = draw(fit, at, true, chance) {
+        if let Some(node) = draw(fit, at, |load| !load.saturated, chance) {
             return Choice::Replica(node);
+        }
+        if patient && let Some(node) = draw(fit, at, |load| load.wait_us() <= SHORT_WAIT_US, chance) {
+            return Choice::Queue(node);
         }
         tier = tiers().filter(|&other| other > at).min();
     }
     if policy.fallback == Fallback::Primary && primary_has_room(topology, policy, &load) {
         return Choice::Primary(WhyPrimary::AllBusy);
     }
-    draw(fit, nearest, false, chance).map_or(Choice::Refuse(WhyPrimary::AllBusy), Choice::Queue)
+    draw(fit, nearest, |_| true, chance).map_or(Choice::Refuse(WhyPrimary::AllBusy), Choice::Queue)
 }
 
 fn primary_has_room(topology: &Topology, policy: &Policy, load: impl Fn(&NodeView) -> Load) -> bool {
@@ -202,9 +238,14 @@ fn primary_has_room(topology: &Topology, policy: &Policy, load: impl Fn(&NodeVie
     })
 }
 
-/// The better of two nodes of a tier that chance has drawn.
-fn draw(fit: &[Option<(&NodeView, Load, f64)>], tier: u8, with_room: bool, chance: u64) -> Option<NodeId> {
-    let all = || fit.iter().flatten().filter(|(node, load, _)| node.tier == tier && !(with_room && load.saturated));
+/// The better of two nodes of a tier that chance has drawn, of those that will do.
+fn draw(
+    fit: &[Option<(&NodeView, Load, f64)>],
+    tier: u8,
+    will_do: impl Fn(&Load) -> bool,
+    chance: u64,
+) -> Option<NodeId> {
+    let all = || fit.iter().flatten().filter(|(node, load, _)| node.tier == tier && will_do(load));
     let sum: f64 = all().map(|(.., share)| share).sum();
     let pick = |chance: u32| {
         let mut left = f64::from(chance) / (f64::from(u32::MAX) + 1.0) * sum;
@@ -218,7 +259,7 @@ fn draw(fit: &[Option<(&NodeView, Load, f64)>], tier: u8, with_room: bool, chanc
     #[allow(clippy::cast_possible_truncation, reason = "the two halves of the number")]
     let (first, second) = (pick(chance as u32)?, pick((chance >> 32) as u32)?);
     let cost = |(_, load, _): &(&NodeView, Load, f64)| {
-        (u64::from(load.outstanding) + 1) * (u64::from(load.latency_us) + NOISE_US)
+        (u64::from(load.outstanding) + u64::from(load.waiting) + 1) * (u64::from(load.latency_us) + NOISE_US)
     };
     Some(if cost(second) < cost(first) { second.0.id } else { first.0.id })
 }
@@ -278,7 +319,7 @@ mod tests {
     fn shares(topology: &Topology, now: Instant, load: impl Fn(&NodeView) -> Load) -> BTreeMap<u32, u32> {
         let mut shares = BTreeMap::new();
         for chance in 0..10_000 {
-            match choose(topology, &POLICY, now, mix(chance), |_| true, &load) {
+            match choose(topology, &POLICY, now, mix(chance), false, |_| true, &load) {
                 Choice::Replica(node) => *shares.entry(node.0).or_insert(0) += 1,
                 other @ (Choice::Queue(_) | Choice::Primary(_) | Choice::Refuse(_)) => panic!("{other:?}"),
             }
@@ -311,7 +352,7 @@ mod tests {
                 ..Load::default()
             }
         };
-        let pick = |load: &dyn Fn(&NodeView) -> Load| choose(&topology, &POLICY, now, 1, |_| true, load);
+        let pick = |load: &dyn Fn(&NodeView) -> Load| choose(&topology, &POLICY, now, 1, false, |_| true, load);
         assert_eq!(pick(&full(0, 0)), Choice::Replica(NodeId(1)));
         assert_eq!(pick(&full(1, 0)), Choice::Replica(NodeId(2)));
         assert_eq!(pick(&full(2, 9)), Choice::Primary(WhyPrimary::AllBusy));
@@ -319,10 +360,32 @@ mod tests {
     }
 
     #[test]
+    fn who_is_patient_waits_where_the_line_moves_fast_and_nowhere_else() {
+        let now = Instant::now();
+        let topology = topology(&[0, 1], now);
+        let busy = |latency_us, waiting| {
+            move |node: &NodeView| Load {
+                saturated: node.id.0 == 1,
+                latency_us,
+                waiting,
+                capacity: 10,
+                ..Load::default()
+            }
+        };
+        let pick =
+            |patient, load: &dyn Fn(&NodeView) -> Load| choose(&topology, &POLICY, now, 1, patient, |_| true, load);
+        assert_eq!(pick(true, &busy(1_000, 5)), Choice::Queue(NodeId(1)));
+        assert_eq!(pick(false, &busy(1_000, 5)), Choice::Replica(NodeId(2)));
+        assert_eq!(pick(true, &busy(1_000, 30)), Choice::Replica(NodeId(2)), "a long line");
+        assert_eq!(pick(true, &busy(50_000, 0)), Choice::Replica(NodeId(2)), "reads that take long");
+    }
+
+    #[test]
     fn the_reason_for_the_primary_is_the_best_that_any_replica_has() {
         let now = Instant::now();
         let mut topology = topology(&[0, 0], now);
-        let pick = |topology: &Topology, policy: &Policy, fresh| choose(topology, policy, now, 1, |_| fresh, idle);
+        let pick =
+            |topology: &Topology, policy: &Policy, fresh| choose(topology, policy, now, 1, false, |_| fresh, idle);
         assert_eq!(pick(&topology, &POLICY, false), Choice::Primary(WhyPrimary::NoneFresh));
         topology.nodes[1].lag = Some(Duration::from_secs(11));
         assert_eq!(pick(&topology, &POLICY, true), Choice::Replica(NodeId(2)));

@@ -271,6 +271,10 @@ impl Causal {
             .seen
             .filter(|seen| global.is_none() && seen.node == node.id && seen.proven && seen.timeline == node.timeline);
         let stays = stays.map(|seen| seen.moment.at);
+        // What a newer probe proves would allow newer connections, and there is none.
+        if let Some(until) = stays.filter(|seen| *seen >= node.sampled) {
+            return Ok(Fresh { until: Some(until), proven: true });
+        }
         let needs = [self.floor, self.seen.map(|seen| seen.mark(topology)), global];
         let proven = Self::has_all(node, topology, needs).map(|()| node.sampled);
         match (stays, proven) {

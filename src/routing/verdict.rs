@@ -46,10 +46,15 @@ impl Wish {
 }
 
 impl Verdict {
-    /// What a text is, and what it does to the transaction if that is what it is for.
-    pub fn of(text: &[u8], types: &[u8], standard_strings: bool, catalogue: &Catalogue) -> (Self, Option<Transaction>) {
+    /// What a text is, what it does to the transaction if that is what it is for, and how many statements it has.
+    pub fn of(
+        text: &[u8],
+        types: &[u8],
+        standard_strings: bool,
+        catalogue: &Catalogue,
+    ) -> (Self, Option<Transaction>, u8) {
         if types_of_its_own(types) {
-            return (Self::Write(Reason::ParameterType), None);
+            return (Self::Write(Reason::ParameterType), None, 1);
         }
         let access = access(text, standard_strings, catalogue);
         let verdict = match access.run {
@@ -57,7 +62,7 @@ impl Verdict {
             Run::Cursor => Self::Cursor,
             Run::Write(why) => Self::Write(why.into()),
         };
-        (verdict, access.transaction.filter(|_| access.statements == 1))
+        (verdict, access.transaction.filter(|_| access.statements == 1), access.statements)
     }
 
     /// Its name.

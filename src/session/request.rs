@@ -2,7 +2,7 @@
 
 use super::prepared::{Lookup, Statement};
 use super::{Session, WHOLE_FRAME};
-use crate::sql::{Analysis, Command, Effects, Lexer, Token};
+use crate::sql::{Analysis, Command, Effects};
 use crate::wire::frame::{self, HEADER};
 use crate::wire::frontend::{self, Named};
 use crate::wire::{FrontendTag, TxStatus};
@@ -127,16 +127,13 @@ impl Session {
         }
     }
 
-    /// The Query that comes next was proven to only read: it leaves nothing behind, and need not be looked at for that.
-    pub fn note_that_it_reads(&mut self, input: &[u8]) {
-        let Ok(Some(found)) = frame::frontend(input) else { return };
-        let Some(body) = input.get(HEADER..found.len).filter(|_| found.tag == FrontendTag::Query) else { return };
-        let text = frontend::query(body);
-        // Where one of several is a COPY, what comes behind it waits.
-        if text.trim_ascii_end().split_last().is_some_and(|(_, rest)| rest.contains(&b';')) {
-            return;
-        }
-        if let Token::Word(word) = Lexer::new(text, self.standard_strings).next_token()
+    /// What comes next was proven to be one statement that only reads. If it is a Query with a SELECT, it leaves nothing
+    /// behind, and need not be looked at for that.
+    #[inline]
+    pub fn note_single_read(&mut self, input: &[u8]) {
+        let [tag, _, _, _, _, text @ ..] = input else { return };
+        if *tag == FrontendTag::Query.byte()
+            && let [word @ .., b' ' | b'\n' | b'\t'] = &text[..text.len().min(7)]
             && word.eq_ignore_ascii_case(b"select")
         {
             let effects = Effects::NONE;
