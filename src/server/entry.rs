@@ -176,9 +176,12 @@ impl Drop for ServerEntry {
 
 /// All connections that there are, by number. A client notes the number of the one that it has, which is one store; who
 /// wants to know more, to cancel what runs there or for a console, is rare.
-static ALL: LazyLock<[Mutex<HashMap<u64, Weak<ServerEntry>, RandomState>>; 16]> = LazyLock::new(Default::default);
+static ALL: LazyLock<[Shard; 16]> = LazyLock::new(Default::default);
 
-fn shard(id: u64) -> &'static Mutex<HashMap<u64, Weak<ServerEntry>, RandomState>> {
+/// Some of them.
+type Shard = Mutex<HashMap<u64, Weak<ServerEntry>, RandomState>>;
+
+fn shard(id: u64) -> &'static Shard {
     &ALL[usize::from(id.to_le_bytes()[0] & 15)]
 }
 
