@@ -85,6 +85,12 @@ fn is(byte: u8, class: u8) -> bool {
     CLASS[usize::from(byte)] & class != 0
 }
 
+/// Whether a byte may go on a word.
+#[inline]
+pub(super) fn is_word(byte: u8) -> bool {
+    is(byte, WORD)
+}
+
 impl<'a> Lexer<'a> {
     /// Starts at the beginning of `text`; `standard_strings` is the session's `standard_conforming_strings`.
     pub fn new(text: &'a [u8], standard_strings: bool) -> Self {
