@@ -14,6 +14,7 @@ use crate::net::tls::{self, ListenerTls, TlsError};
 use crate::pool::Directory;
 use crate::pool::directory::{Purpose, WILDCARD};
 use crate::random;
+use crate::routing::Preference;
 use crate::session::Interners;
 use crate::telemetry::{LogLevel, Telemetry};
 use crate::watch::Watch;
@@ -308,21 +309,29 @@ fn bind(config: &Config) -> Result<Opened, StartError> {
     let tls = config.tls.as_ref().map(load_door).transpose();
     let tls = tls.map_err(|error| StartError::Tls { what: "tls".into(), error })?;
     let required = config.tls.as_ref().is_some_and(|tls| tls.required);
-    let door = |method: Method, tls_required| Arc::new(Door { method, tls: RwLock::new(tls.clone()), tls_required });
-    let tcp = door(config.auth.method, required);
+    let door = |preference| {
+        let (method, tls) = (config.auth.method, RwLock::new(tls.clone()));
+        Arc::new(Door { method, tls, tls_required: required, preference })
+    };
     let defaulted = !config.is_set("listen");
-    let mut entrances = Vec::new();
-    for address in &config.listen {
-        match Bound::tcp(*address, &config.socket) {
-            Ok(bound) => entrances.push(Entrance { bound, door: Arc::clone(&tcp) }),
-            // Nobody asked for IPv6 by name, and not every machine has it.
-            Err(error) if defaulted && address.is_ipv6() && error.kind() != io::ErrorKind::AddrInUse => {
-                tracing::debug!(%address, %error, "not listening");
+    let (mut entrances, mut doors) = (Vec::new(), Vec::new());
+    let further = config.listeners.iter().map(|listener| (&listener.listen, listener.preference, "listeners"));
+    for (addresses, preference, flag) in [(&config.listen, Preference::default(), LISTEN)].into_iter().chain(further) {
+        let door = door(preference);
+        for address in addresses {
+            match Bound::tcp(*address, &config.socket) {
+                Ok(bound) => entrances.push(Entrance { bound, door: Arc::clone(&door) }),
+                // Nobody asked for IPv6 by name, and not every machine has it.
+                Err(error)
+                    if flag == LISTEN && defaulted && address.is_ipv6() && error.kind() != io::ErrorKind::AddrInUse =>
+                {
+                    tracing::debug!(%address, %error, "not listening");
+                }
+                Err(error) => return Err(StartError::Listen { address: address.to_string(), flag, error }),
             }
-            Err(error) => return Err(StartError::Listen { address: address.to_string(), flag: LISTEN, error }),
         }
+        doors.push(door);
     }
-    let mut doors = vec![tcp];
     let mut file = None;
     if let Some(unix) = &config.unix {
         let (bound, made) = Bound::unix(&unix.path, unix.mode).map_err(|error| StartError::Listen {
@@ -331,14 +340,18 @@ fn bind(config: &Config) -> Result<Opened, StartError> {
             error,
         })?;
         // Unix sockets have no TLS, as PostgreSQL has it.
-        let door = Arc::new(Door { method: config.auth.unix_method, tls: RwLock::new(None), tls_required: false });
+        let door = Arc::new(Door {
+            method: config.auth.unix_method,
+            tls: RwLock::new(None),
+            tls_required: false,
+            preference: Preference::default(),
+        });
         entrances.push(Entrance { bound, door });
         file = Some(made);
     }
     if config.auth.method == Method::Trust {
         tracing::warn!("auth.method is trust: every process on this machine can log in as anybody");
     }
-    doors.truncate(1);
     Ok((entrances, doors, file))
 }
 

@@ -1,7 +1,7 @@
 //! Where statements go: writes to the primary, reads to a replica that has all that their session needs.
 
 use crate::support::client::{bind, describe, execute, parse, query, sync};
-use crate::support::{Ambassador, Chaos, Client, How, Rule, cluster, wait_until};
+use crate::support::{Ambassador, Chaos, Client, Dir, How, Rule, cluster, wait_until};
 use pg_ambassador::demo::cluster::{Cluster, Options};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -307,4 +307,93 @@ fn who_comes_back_reads_what_it_had_written_before_it_left() {
     drop(client);
     assert_eq!(Client::new(ambassador.port).value("select count(*) from came_back"), "1");
     cluster.psql(1, "select pg_wal_replay_resume()").unwrap();
+}
+
+/// Where the last request of a client went, and why.
+fn route_of(client: &mut Client) -> (String, String) {
+    let mut row = client.query("show last route").remove(0).into_iter().map(Option::unwrap);
+    (row.next().unwrap(), row.nth(1).unwrap())
+}
+
+#[test]
+fn a_listener_a_user_and_a_database_may_say_where_reads_go_and_the_nearest_to_the_statement_wins() {
+    let cluster = replicated(1, &[]);
+    let ports = ports(&cluster);
+    cluster.psql(0, "create role mover login; create role teller login; create role plain login").unwrap();
+    let text = "[[listeners]]\nlisten = [\"127.0.0.1:0\"]\nroute = \"replica\"\nconsistency = \"eventual\"\n\
+                [[listeners]]\nlisten = [\"127.0.0.1:0\"]\nroute = \"primary\"\n\
+                [databases.other]\nroute = \"primary\"\nDATABASE\n\
+                [users.mover]\nroute = \"primary\"\nconsistency = \"global\"\n[users.teller]\nroute = \"auto\"\n";
+    let database = format!("url = \"{}\"\ndbname = \"postgres\"", url(&ports));
+    let dir = Dir::new();
+    let config = dir.write("ambassador.toml", &text.replace("DATABASE", &database));
+    let ambassador = routed(&ports, ports[0], &["--config", config.to_str().unwrap()]);
+    let [auto, replica, primary] = ambassador.ports[..] else { panic!("{:?}", ambassador.ports) };
+    let login = |port, user, database, options: &str| {
+        Client::login(port, &[("user", user), ("database", database), ("options", options)])
+    };
+    // Whoever comes first to a database finds its functions unknown.
+    for (user, database) in
+        [("postgres", "postgres"), ("mover", "postgres"), ("teller", "postgres"), ("plain", "other")]
+    {
+        let mut client = login(auto, user, database, "-c ambassador.route=replica -c ambassador.consistency=eventual");
+        wait_until("its reads may go to a replica", || {
+            client.query("select 1");
+            route_of(&mut client).0 == "replica"
+        });
+    }
+    let cases = [
+        (auto, "postgres", "postgres", "", "auto", "session", ("replica", "read")),
+        (replica, "postgres", "postgres", "", "replica", "eventual", ("replica", "listener")),
+        (primary, "postgres", "postgres", "", "primary", "session", ("primary", "listener")),
+        (auto, "mover", "postgres", "", "primary", "global", ("primary", "user")),
+        (replica, "mover", "postgres", "", "primary", "global", ("primary", "user")),
+        (primary, "teller", "postgres", "", "auto", "session", ("replica", "read")),
+        (auto, "plain", "other", "", "primary", "session", ("primary", "configuration")),
+        (replica, "plain", "other", "", "replica", "eventual", ("replica", "listener")),
+        (primary, "postgres", "postgres", "-c ambassador.route=auto", "auto", "session", ("replica", "read")),
+        (
+            replica,
+            "mover",
+            "postgres",
+            "-c ambassador.route=replica",
+            "replica",
+            "global",
+            ("replica", "ambassador.route"),
+        ),
+    ];
+    for (port, user, database, options, route, consistency, (destination, reason)) in cases {
+        let case = format!("{user} at {port} in {database} with {options:?}");
+        wait_until(&case, || {
+            let mut client = login(port, user, database, options);
+            assert_eq!(client.value("show ambassador.route"), route, "{case}");
+            assert_eq!(client.value("show ambassador.consistency"), consistency, "{case}");
+            client.query("select 1");
+            // A read that waits in vain for a probe, or for a connection, goes to the primary this once.
+            let went = route_of(&mut client);
+            assert!(went.1 == reason || (destination == "replica" && went.0 == "primary"), "{case}: {went:?}");
+            (went.0.as_str(), went.1.as_str()) == (destination, reason)
+        });
+    }
+    // Nearer than all of them is a comment. What surely writes goes to the primary all the same.
+    let mut client = login(primary, "postgres", "postgres", "");
+    wait_until("a hint overrules the listener", || {
+        client.query("/* ambassador: replica */ select 1");
+        route_of(&mut client) == ("replica".to_owned(), "hint in a comment".to_owned())
+    });
+    let mut client = login(replica, "postgres", "postgres", "");
+    client.query("create table at_the_primary ()");
+    assert_eq!(route_of(&mut client), ("primary".to_owned(), "command".to_owned()));
+    for (sql, destination, reason) in [
+        ("set ambassador.route = 'primary'", "primary", "ambassador.route"),
+        ("reset ambassador.route", "replica", "listener"),
+    ] {
+        client.query(sql);
+        // What a SET has done is asked of its server, which a request that comes meanwhile goes to as well.
+        wait_until(sql, || {
+            client.query("select 1");
+            route_of(&mut client) == (destination.to_owned(), reason.to_owned())
+        });
+    }
+    assert_eq!(client.value("show ambassador.route"), "replica");
 }

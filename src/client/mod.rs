@@ -219,6 +219,7 @@ async fn open(
                 hubs: Arc::clone(&context.hubs),
                 interners: Arc::clone(&context.interners),
                 limits: context.limits(),
+                listener: door.preference,
             };
             let id = opened.listed.entry.id;
             let places = (opened.listed, opened.member);

@@ -12,6 +12,7 @@ use super::route::{self, Go, LOOK_AGAIN, Router};
 use crate::listen::Hubs;
 use crate::net::{Stream, scratch};
 use crate::pool::{Lease, LeaseError, Member, Pool, PoolSet, Stats, Wait, Wish};
+use crate::routing::Preference;
 use crate::session::{
     AtRest, Interners, Next, Outbound, OwnRequest, Parting, Pins, PoolMode, ServerLoss, Session, Violation,
 };
@@ -84,6 +85,8 @@ pub(super) struct Upstream {
     pub(super) interners: Arc<Interners>,
     /// Timeouts.
     pub(super) limits: Arc<Limits>,
+    /// What is said of the reads of whoever comes in where this client has.
+    pub(super) listener: Preference,
 }
 
 /// One client being served.
@@ -225,7 +228,7 @@ impl Relay {
         input: Vec<u8>,
     ) -> Self {
         let (listed, member) = places;
-        let router = Router::new(&upstream.pools, session.settings());
+        let router = Router::new(&upstream.pools, session.settings(), upstream.listener);
         Self {
             stream,
             router,
@@ -995,10 +998,10 @@ impl Relay {
                     _ => "ambassador.min_lsn",
                 };
                 // What was set the server tells.
-                if self.session.settings().get(full).is_some() {
+                if self.session.settings().get(full).is_some_and(|value| !value.is_empty()) {
                     return Asked::No;
                 }
-                vec![(full, Some(route::default_of(name, &self.upstream.pools)))]
+                vec![(full, Some(route::default_of(name, &self.upstream.pools, self.upstream.listener)))]
             }
             OwnRequest::Set(name, value) => match route::check_setting(name, value) {
                 // An error would have to fail the server's transaction, too. A value that means nothing is passed over.

@@ -9,8 +9,8 @@ use crate::monitor::{Busy, Facts, Watcher};
 use crate::pool::{Lease, Pool, PoolSet, Routes};
 use crate::routing::verdict::{self, Wish};
 use crate::routing::{
-    Causal, Choice, Consistency, Destination, Fresh, Load, Lsn, Moment, NodeId, NodeView, Reason, Verdict, balance,
-    choose,
+    Causal, Choice, Consistency, Destination, Fresh, Leaning, Load, Lsn, Moment, NodeId, NodeView, Preference, Reason,
+    Verdict, balance, choose,
 };
 use crate::session::settings::Settings;
 use crate::session::{Extent, Refusal, Session, Spoken, invalid_value};
@@ -53,6 +53,8 @@ pub(super) struct Router {
     watcher: Watcher,
     facts: Option<Arc<Facts>>,
     causal: Causal,
+    /// What is said of the listener that the client came in by.
+    listener: Preference,
     wishes: Wishes,
     /// When the request at hand was first looked at.
     begun: Option<Moment>,
@@ -109,10 +111,10 @@ pub(super) struct LastRoute {
     pub(super) reason: Reason,
 }
 
-/// What a client's settings say of routing.
+/// What a client's settings say of routing, and what is said of its user and its listener where they say nothing.
 struct Wishes {
     of: Settings,
-    route: Wish,
+    leaning: Leaning,
     consistency: Consistency,
     min_lsn: Option<Lsn>,
     read_only: bool,
@@ -130,11 +132,14 @@ fn is_on(value: Option<&str>) -> bool {
 }
 
 impl Wishes {
-    fn of(settings: &Settings, consistency: Consistency) -> Self {
-        let get = |name| settings.get(name);
+    fn of(settings: &Settings, routes: &Routes, listener: Preference) -> Self {
+        // What was reset is an empty string ever after.
+        let get = |name| settings.get(name).filter(|value| !value.is_empty());
+        let (user, config) = (routes.user, &routes.config);
+        let consistency = get("ambassador.consistency").and_then(Consistency::parse);
         Self {
-            route: get("ambassador.route").and_then(Wish::parse).unwrap_or_default(),
-            consistency: get("ambassador.consistency").and_then(Consistency::parse).unwrap_or(consistency),
+            leaning: Leaning::of(get("ambassador.route").and_then(Wish::parse), user, listener, config.route),
+            consistency: Consistency::of(consistency, user, listener, config.consistency),
             min_lsn: get("ambassador.min_lsn").and_then(|text| text.trim().parse().ok()),
             read_only: is_on(get("default_transaction_read_only")),
             serializable: get("default_transaction_isolation")
@@ -157,7 +162,7 @@ struct Judged {
 
 impl Router {
     /// A router for a client of these pools; none where there is nothing to choose from.
-    pub(super) fn new(pools: &PoolSet, settings: &Settings) -> Option<Box<Self>> {
+    pub(super) fn new(pools: &PoolSet, settings: &Settings, listener: Preference) -> Option<Box<Self>> {
         let version = pools.version();
         let routes = pools.routes()?;
         let mut causal = Causal::default();
@@ -169,7 +174,8 @@ impl Router {
             watcher: routes.monitor.watcher(),
             facts: routes.knowledge().newest(),
             causal,
-            wishes: Wishes::of(settings, routes.config.consistency),
+            listener,
+            wishes: Wishes::of(settings, &routes, listener),
             begun: None,
             waited: false,
             wait: None,
@@ -190,7 +196,7 @@ impl Router {
             self.version = pools.version();
             let Some(routes) = pools.routes() else { return false };
             self.watcher = routes.monitor.watcher();
-            self.wishes = Wishes::of(settings, routes.config.consistency);
+            self.wishes = Wishes::of(settings, &routes, self.listener);
             self.facts = None;
             self.routes = routes;
         }
@@ -201,7 +207,7 @@ impl Router {
         }
         if !self.wishes.of.same(settings) {
             let before = self.wishes.min_lsn;
-            self.wishes = Wishes::of(settings, self.routes.config.consistency);
+            self.wishes = Wishes::of(settings, &self.routes, self.listener);
             if self.wishes.min_lsn != before {
                 self.note_min_lsn();
             }
@@ -345,29 +351,20 @@ impl Router {
             }
             (_, Extent::Unfinished) => return primary(Reason::Opaque),
         };
-        let (wish, hinted) = match judged.comment {
-            Wish::Auto => (self.wishes.route, Reason::Setting),
-            comment @ (Wish::Primary | Wish::Replica) => (comment, Reason::Comment),
-        };
+        let leaning = self.wishes.leaning.unless(judged.comment);
         if let Some(begun) = begin {
-            return self.judge_transaction(begun, &judged, wish, hinted);
+            return self.judge_transaction(begun, &judged, leaning);
         }
-        match judged.verdict {
-            Verdict::Write(reason) if wish == Wish::Replica && reason.is_doubt() => {
-                Candidate::Replica { reason: hinted, transaction: false, len }
+        match judged.verdict.destination(leaning, self.wishes.serializable, judged.learned) {
+            (Destination::Replica, reason) => Candidate::Replica { reason, transaction: false, len },
+            (Destination::Primary | Destination::Nowhere, reason) => {
+                Candidate::Primary { reason, reads: (judged.verdict == Verdict::Read).then_some(len) }
             }
-            Verdict::Write(reason) => primary(reason),
-            Verdict::Cursor => primary(Reason::Session),
-            Verdict::Read if wish == Wish::Primary => Candidate::Primary { reason: hinted, reads: Some(len) },
-            Verdict::Read if self.wishes.serializable => primary(Reason::Serializable),
-            Verdict::Read if judged.learned => Candidate::Primary { reason: Reason::Learned, reads: Some(len) },
-            Verdict::Read if wish == Wish::Replica => Candidate::Replica { reason: hinted, transaction: false, len },
-            Verdict::Read => Candidate::Replica { reason: Reason::Read, transaction: false, len },
         }
     }
 
     /// The first request of a transaction that no server has seen.
-    fn judge_transaction(&self, begun: Modes, judged: &Judged, wish: Wish, hinted: Reason) -> Candidate {
+    fn judge_transaction(&self, begun: Modes, judged: &Judged, leaning: Leaning) -> Candidate {
         let primary = |reason| Candidate::Primary { reason, reads: None };
         let Wishes { read_only, serializable, .. } = self.wishes;
         let set = match judged.transaction {
@@ -385,8 +382,8 @@ impl Router {
         if !modes.allow_replica(read_only, serializable) {
             return primary(Reason::Transaction);
         }
-        if wish == Wish::Primary {
-            return primary(hinted);
+        if leaning.route == Wish::Primary {
+            return primary(leaning.by);
         }
         match judged.verdict {
             Verdict::Write(reason) if set.is_none() => primary(reason),
@@ -627,13 +624,12 @@ pub(super) fn last_route(router: Option<&Router>) -> Vec<(&'static str, Option<S
 }
 
 /// What one of our settings is where the client has not set it.
-pub(super) fn default_of(name: &str, pools: &PoolSet) -> String {
+pub(super) fn default_of(name: &str, pools: &PoolSet, listener: Preference) -> String {
+    let (database, user) = (pools.database(), pools.preference());
+    let config = &database.config.routing;
     match name {
-        "route" => "auto".to_owned(),
-        "consistency" => {
-            let consistency = pools.routes().map(|routes| routes.config.consistency).unwrap_or_default();
-            consistency.as_str().to_owned()
-        }
+        "route" => Leaning::of(None, user, listener, config.route).route.as_str().to_owned(),
+        "consistency" => Consistency::of(None, user, listener, config.consistency).as_str().to_owned(),
         _ => "0/0".to_owned(),
     }
 }

@@ -18,6 +18,7 @@ use crate::client::{AuthQuery, Limits};
 use crate::net::SocketOptions;
 use crate::net::tls::{Authorities, ListenerTls};
 use crate::pool::DirectoryConfig;
+use crate::routing::Preference;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,6 +29,8 @@ use std::time::Duration;
 pub struct Config {
     /// Where clients come in by TCP.
     pub listen: Vec<SocketAddr>,
+    /// Further addresses, with a mode of their own.
+    pub listeners: Vec<ListenerConfig>,
     /// Where clients come in by unix socket.
     pub unix: Option<UnixListen>,
     /// Where metrics and health are served.
@@ -99,6 +102,15 @@ impl Config {
         files.dedup();
         files
     }
+}
+
+/// Addresses where clients come in whose reads go somewhere in particular.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerConfig {
+    /// The addresses.
+    pub listen: Vec<SocketAddr>,
+    /// What is said of their reads.
+    pub preference: Preference,
 }
 
 /// Where clients come in by unix socket.

@@ -7,7 +7,8 @@ use crate::monitor::{Habits, Login, Member, Monitor, Ticks};
 use crate::net::tls::{SslMode, TlsError, UpstreamTls};
 use crate::net::{Address, SocketOptions};
 use crate::routing::survey::{Known as KnownNode, Location};
-use crate::routing::{Consistency, Fallback, NodeId, Policy};
+use crate::routing::verdict::Wish;
+use crate::routing::{Consistency, Fallback, NodeId, Policy, Preference};
 use crate::server::{ServerEntry, Target};
 use crate::session::{Interners, PoolMode};
 use crate::telemetry::Telemetry;
@@ -63,6 +64,8 @@ pub struct DatabaseConfig {
 pub struct RoutingConfig {
     /// How a replica is chosen.
     pub policy: Policy,
+    /// Where reads go, unless somebody nearer to the statement says otherwise.
+    pub route: Wish,
     /// What reads may miss, unless a session says otherwise.
     pub consistency: Consistency,
     /// How long a read may wait for a replica to have what its session has written, before it goes to the primary; zero to go
@@ -81,6 +84,7 @@ impl Default for RoutingConfig {
                 fallback: Fallback::Primary,
                 primary_read_share: 50,
             },
+            route: Wish::Auto,
             consistency: Consistency::Session,
             wait_for_replica: Duration::ZERO,
             read_functions: Arc::default(),
@@ -108,6 +112,8 @@ impl Default for NodeLabels {
 pub struct UserConfig {
     /// Overrides the role on the servers.
     pub server_user: Option<String>,
+    /// Where its reads go, and what they may miss.
+    pub preference: Preference,
     /// Overrides the database's mode.
     pub mode: Option<PoolMode>,
     /// Overrides the size of the pools.
@@ -501,6 +507,7 @@ impl Directory {
             mode: if replication.is_some() { PoolMode::Session } else { user.mode.unwrap_or(config.mode) },
             defaults,
             telemetry: Arc::clone(&self.telemetry),
+            preference: user.preference,
             clients: [(Arc::clone(&database.shared.clients), config.max_clients), (user_clients, user.max_clients)],
             database: Arc::clone(&database),
         }

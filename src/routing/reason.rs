@@ -44,6 +44,12 @@ reasons! {
     Comment = "hint in a comment";
     /// `ambassador.route` says so.
     Setting = "ambassador.route";
+    /// It is said of the user.
+    User = "user";
+    /// It is said of the listener that the client came in by.
+    Listener = "listener";
+    /// It is said of the database, or of all.
+    Configured = "configuration";
     /// A transaction that may write.
     Transaction = "transaction";
     /// Its transactions are SERIALIZABLE, which no replica grants.
