@@ -165,14 +165,12 @@ fn why_not(node: &NodeView, routes: &Routes, topology: &Topology, fate: &Fate, n
             let lag = node.lag.unwrap_or_default();
             return Some(format!("lagging: {} ms behind, and max_lag is {:?}", lag.as_millis(), policy.max_lag));
         }
+        Err(Unfit::NoWeight) => return Some("its weight is 0".to_owned()),
         Err(Unfit::NoReplica | Unfit::NotUp | Unfit::NotFresh) => {
             let why = node.state.why().map(|why| format!(": {why}")).unwrap_or_default();
             return Some(format!("{}{why}", node.state.as_str()));
         }
         Ok(()) => {}
-    }
-    if node.weight == 0 {
-        return Some("its weight is 0".to_owned());
     }
     if let Err(why) = fresh(node, topology, consistency_of(routes), now) {
         return Some(format!("not fresh: {why}"));

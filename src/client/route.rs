@@ -242,6 +242,9 @@ impl Router {
             Candidate::Unfinished => return Go::Unfinished,
         };
         let begun = *self.begun.get_or_insert_with(|| self.routes.monitor.moment(now));
+        if self.wishes.consistency == Consistency::Primary && self.causal.has_written() {
+            return self.choose_primary(Reason::HasWritten, Some(len));
+        }
         let topology = self.watcher.get();
         self.causal.settle(topology);
         let (causal, consistency, policy) = (&self.causal, self.wishes.consistency, &self.routes.config.policy);

@@ -98,10 +98,14 @@ reasons! {
     NewConnection = "connection too new";
     /// There is no replica.
     NoReplica = "no replica";
+    /// Somebody has taken all replicas out of service.
+    NoWeight = "every replica has weight 0";
     /// None is in good health.
     NoneUp = "no replica is up";
-    /// All are further behind than `max_lag`.
+    /// All that are up are further behind than `max_lag`.
     AllLag = "every replica lags";
+    /// The session has written, and its `consistency` is `primary`.
+    HasWritten = "session has written";
     /// None has all that the session needs.
     NoneFresh = "no replica is fresh enough";
     /// All are busy.
@@ -133,6 +137,7 @@ impl From<WhyPrimary> for Reason {
     fn from(why: WhyPrimary) -> Self {
         match why {
             WhyPrimary::NoReplica => Self::NoReplica,
+            WhyPrimary::NoWeight => Self::NoWeight,
             WhyPrimary::NoneUp => Self::NoneUp,
             WhyPrimary::AllLag => Self::AllLag,
             WhyPrimary::NoneFresh => Self::NoneFresh,
