@@ -397,3 +397,59 @@ fn a_listener_a_user_and_a_database_may_say_where_reads_go_and_the_nearest_to_th
     }
     assert_eq!(client.value("show ambassador.route"), "replica");
 }
+
+#[test]
+fn a_session_that_has_only_set_something_has_not_written() {
+    let cluster = replicated(1, &[]);
+    let ports = ports(&cluster);
+    cluster.psql(0, "create table filled (a int)").unwrap();
+    let ambassador = routed(&ports, ports[0], &[]);
+    let login = || {
+        let options = ("options", "-c ambassador.consistency=primary");
+        Client::login(ambassador.port, &[("user", "postgres"), ("database", "postgres"), options])
+    };
+    let extended = [parse("", "set a.b = 'c'"), bind("", "", &[]), describe(b'P', ""), execute("", 0), sync()].concat();
+    for request in [
+        query("set application_name = 'login'"),
+        extended,
+        query("set time zone 'UTC'; set a.b = 'c'; show transaction_read_only"),
+        query("reset all"),
+        query("select set_config('a.b', 'c', false)"),
+        query("begin; set local a.b = 'c'; commit"),
+        query("discard all"),
+    ] {
+        let mut client = login();
+        let answer = client.exchange(&request);
+        assert!(answer.iter().all(|message| message.tag != b'E'), "{answer:?}");
+        wait_until("its reads go to a replica", || {
+            client.query("select 1");
+            let (destination, reason) = route_of(&mut client);
+            assert_ne!(reason, "session has written", "{}", request.escape_ascii());
+            destination == "replica"
+        });
+    }
+    for request in ["insert into filled values (1)", "set a.b = 'c'; insert into filled values (1)", "notify c"] {
+        let mut client = login();
+        client.query(request);
+        // What a SET has done is asked of its server, which a request that comes meanwhile goes to as well.
+        wait_until("its server is free", || {
+            client.query("select 1");
+            let (destination, reason) = route_of(&mut client);
+            assert_eq!(destination, "primary", "{request}");
+            reason == "session has written"
+        });
+    }
+    // Nor does a write pass for a read that comes while the server is asked.
+    let mut client = login();
+    client.send(&[query("set a.b = 'd'"), query("insert into filled values (2)")].concat());
+    client.read_until(b"Z").unwrap();
+    client.read_until(b"Z").unwrap();
+    client.query("set a.b = 'e'");
+    client.query("insert into filled values (3)");
+    wait_until("its server is free", || {
+        client.query("select 1");
+        let (destination, reason) = route_of(&mut client);
+        assert_eq!(destination, "primary");
+        reason == "session has written"
+    });
+}

@@ -838,6 +838,13 @@ impl Relay {
                     }
                     Asked::Later => break,
                 }
+                if let (Some(router), Server::Leased(lease)) = (&mut self.router, &self.server)
+                    && router.has_only_read()
+                    && lease.side.owes_its_client_nothing()
+                    && !self.session.is_mid_request()
+                {
+                    router.follows(&self.session, rest);
+                }
             }
             let mut out = Outbound::new(rest, head);
             let taken = match &mut self.server {

@@ -14,7 +14,7 @@ use crate::routing::{
 };
 use crate::session::settings::Settings;
 use crate::session::{Extent, Refusal, Session, Spoken, invalid_value};
-use crate::sql::reads::{Modes, Transaction};
+use crate::sql::reads::{Modes, Transaction, writes_nothing};
 use crate::wire::{Report, SqlState};
 use std::future::Future;
 use std::pin::Pin;
@@ -96,8 +96,10 @@ struct UnderWay {
     node: NodeId,
     /// Nothing that was sent may write.
     reads: bool,
-    /// Nothing was sent yet.
+    /// Nothing was sent yet, or what goes out next was judged: see [`Router::follows`].
     unsent: bool,
+    /// Something was sent already.
+    sent: bool,
     replica: Option<Fresh>,
     busy: Busy,
     since: Instant,
@@ -361,8 +363,23 @@ impl Router {
         match judged.verdict.destination(leaning, self.wishes.serializable, judged.learned) {
             (Destination::Replica, reason) => Candidate::Replica { reason, transaction: false, len },
             (Destination::Primary | Destination::Nowhere, reason) => {
-                Candidate::Primary { reason, reads: (judged.verdict == Verdict::Read).then_some(len) }
+                let reads = match judged.verdict {
+                    Verdict::Read => Some(len),
+                    Verdict::Write(reason) if reason.may_write_nothing() => self.writes_nothing(session, input),
+                    Verdict::Write(_) | Verdict::Cursor => None,
+                };
+                Candidate::Primary { reason, reads }
             }
+        }
+    }
+
+    /// How long a request is that is no read, if it writes nothing all the same: then it counts as one.
+    #[cold]
+    fn writes_nothing(&self, session: &Session, input: &[u8]) -> Option<usize> {
+        let (strings, catalogue) = (session.standard_strings(), self.facts.as_ref().map(|facts| &facts.catalogue));
+        match session.look_at_request(input, |spoken| writes_nothing(spoken.text, strings, catalogue)) {
+            Extent::Whole(len) => Some(len),
+            Extent::Unfinished | Extent::Enough | Extent::Opaque => None,
         }
     }
 
@@ -492,7 +509,8 @@ impl Router {
         self.routes.record().count(to, reason);
         self.last = Some(LastRoute { to, node, reason });
         let (reads, replica_fresh) = (reads == Some(pending), replica.map(|r| r.fresh));
-        self.under_way = Some(UnderWay { node, reads, unsent: true, replica: replica_fresh, busy, since: now });
+        self.under_way =
+            Some(UnderWay { node, reads, unsent: true, sent: false, replica: replica_fresh, busy, since: now });
         replica.map(|replica| replica.transaction)
     }
 
@@ -501,12 +519,27 @@ impl Router {
         (self.plan, self.once, self.begun, self.waited) = (None, None, None, false);
     }
 
+    /// Whether what was sent to the server that the client has writes nothing.
+    #[inline]
+    pub(super) fn has_only_read(&self) -> bool {
+        self.under_way.as_ref().is_some_and(|under_way| under_way.sent && under_way.reads)
+    }
+
+    /// The server is kept for a moment after what it was lent for, to be asked what was set, and the client goes on with
+    /// these bytes. To be asked while nothing is owed to the client.
+    pub(super) fn follows(&mut self, session: &Session, input: &[u8]) {
+        let writes_nothing = self.writes_nothing(session, input) == Some(input.len());
+        if let Some(under_way) = &mut self.under_way {
+            under_way.unsent = writes_nothing;
+        }
+    }
+
     /// Something goes out. Behind what was judged comes what nobody has asked about.
     #[inline]
     pub(super) fn sends(&mut self) {
-        if let Some(UnderWay { reads, unsent, .. }) = &mut self.under_way {
-            *reads &= *unsent;
-            if !std::mem::take(unsent)
+        if let Some(UnderWay { reads, unsent, sent, .. }) = &mut self.under_way {
+            *reads &= std::mem::take(unsent);
+            if std::mem::replace(sent, true)
                 && let Some(last) = &mut self.last
             {
                 last.reason = Reason::Kept;

@@ -166,6 +166,14 @@ impl Reason {
         )
     }
 
+    /// Whether what has this reason may write nothing all the same: see [`crate::sql::reads::writes_nothing`].
+    pub const fn may_write_nothing(self) -> bool {
+        matches!(
+            self,
+            Self::SessionSetting | Self::Session | Self::Transaction | Self::Role | Self::Function | Self::NotKnownYet
+        )
+    }
+
     /// Whether it is a read that, for this reason, goes to the primary nevertheless.
     pub const fn is_of_a_read(self) -> bool {
         matches!(self, Self::Refused | Self::Lost | Self::NoConnection | Self::NewConnection | Self::Learned)

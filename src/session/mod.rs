@@ -482,6 +482,11 @@ impl ServerSide {
         !self.pipeline.owed.is_empty()
     }
 
+    /// Whether all answers that are owed are for us.
+    pub fn owes_its_client_nothing(&self) -> bool {
+        self.pipeline.owed.iter().all(|owed| owed.fate == pipeline::Fate::Behind)
+    }
+
     /// The transaction status of its last ReadyForQuery.
     pub fn tx(&self) -> TxStatus {
         self.pipeline.tx
