@@ -453,3 +453,31 @@ fn a_session_that_has_only_set_something_has_not_written() {
         reason == "session has written"
     });
 }
+
+#[test]
+fn the_first_connection_to_a_replica_serves_the_read_that_it_was_made_for() {
+    let cluster = replicated(1, &[]);
+    let ports = ports(&cluster);
+    cluster.psql(0, "create role fresh superuser login").unwrap();
+    // However busy the machine is: a probe is waited for.
+    let ambassador = routed(&ports, ports[0], &["--set", "wait_for_replica=30s"]);
+    let mut client = Client::login(ambassador.port, &[("user", "fresh"), ("database", "postgres")]);
+    for batch in [false, true] {
+        client.query(&format!("create table first_{batch} ()"));
+        let servers = ambassador.show("SERVERS");
+        assert_eq!(servers.iter().filter(|row| row[1].as_deref() == Some("fresh")).count(), 1, "{servers:?}");
+        if batch {
+            let batch = [parse("", WHERE), bind("", "", &[]), execute("", 0), sync()].concat();
+            let rows = client.exchange(&batch);
+            let row = rows.iter().find(|message| message.tag == b'D').unwrap();
+            assert_eq!(row.columns(), [Some(ports[1].to_string())]);
+        } else {
+            assert_eq!(port_of(&mut client), ports[1]);
+        }
+        assert_eq!(route_of(&mut client), ("replica".to_owned(), "read".to_owned()));
+        // The next one is the first again.
+        let mut console = Client::login(ambassador.port, &[("user", "ambassador"), ("database", "ambassador")]);
+        console.query("RECONNECT");
+        client.query("select pg_advisory_xact_lock(1)");
+    }
+}

@@ -1039,7 +1039,7 @@ impl Relay {
     #[inline]
     fn takes(&mut self, lease: &Lease) -> bool {
         match &mut self.router {
-            Some(router) if router.is_for_replica() => router.takes(lease),
+            Some(router) if router.is_for_replica() => router.takes(lease, self.clock.now()),
             Some(_) | None => !self.upstream.pools.is_demoted(lease),
         }
     }

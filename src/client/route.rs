@@ -58,8 +58,10 @@ pub(super) struct Router {
     wishes: Wishes,
     /// When the request at hand was first looked at.
     begun: Option<Moment>,
-    /// It has waited for a probe.
+    /// It has waited for a probe that shows some replica to be fresh enough.
     waited: bool,
+    /// It has waited for one that shows this of a connection that was made for it.
+    waited_connected: bool,
     wait: Option<Pin<Box<dyn Future<Output = bool> + Send>>>,
     /// When it may wait again.
     may_wait: Option<Instant>,
@@ -180,6 +182,7 @@ impl Router {
             wishes: Wishes::of(settings, &routes, listener),
             begun: None,
             waited: false,
+            waited_connected: false,
             wait: None,
             may_wait: None,
             once: None,
@@ -229,6 +232,9 @@ impl Router {
         if !self.refresh(pools, session.settings()) {
             self.forget_request();
             return Go::Primary;
+        }
+        if self.wait.is_some() {
+            return Go::Wait;
         }
         self.routes.monitor.touch(now);
         if let Some(reason) = self.once {
@@ -485,11 +491,19 @@ impl Router {
         self.plan.is_some_and(|plan| plan.reason == Reason::Read)
     }
 
-    /// Whether this connection may serve the request at hand. If not, the request goes to the primary.
-    pub(super) fn takes(&mut self, lease: &Lease) -> bool {
+    /// Whether this connection may serve the request at hand. If not, the request waits for a probe that is younger than
+    /// the connection, which goes back to its pool until then; or, if it has waited before, it goes to the primary.
+    pub(super) fn takes(&mut self, lease: &Lease, now: Instant) -> bool {
         let Some(Plan { replica: Some(replica), .. }) = self.plan else { return true };
-        let takes = replica.node == lease.pool().node.id && replica.fresh.takes(lease.entry.connected);
-        if !takes {
+        let (node, connected) = (lease.pool().node.id, lease.entry.connected);
+        let takes = replica.node == node && replica.fresh.takes(connected);
+        let may_wait = !self.waited_connected && self.may_wait.is_none_or(|at| at <= now);
+        if !takes && replica.node == node && may_wait {
+            let limit = FOR_A_PROBE.max(self.routes.config.wait_for_replica);
+            let (monitor, deadline) = (Arc::clone(&self.routes.monitor), now + limit);
+            self.waited_connected = true;
+            self.wait = Some(Box::pin(async move { monitor.sampled_since(node, connected, deadline).await }));
+        } else if !takes {
             self.once = Some(Reason::NewConnection);
             self.routes.monitor.want_sample();
         }
@@ -516,7 +530,8 @@ impl Router {
 
     /// The request at hand is over, or never went anywhere: nothing of it is to be taken for the next one's.
     pub(super) fn forget_request(&mut self) {
-        (self.plan, self.once, self.begun, self.waited) = (None, None, None, false);
+        (self.plan, self.once, self.begun) = (None, None, None);
+        (self.waited, self.waited_connected) = (false, false);
     }
 
     /// Whether what was sent to the server that the client has writes nothing.

@@ -341,6 +341,20 @@ impl Monitor {
         }
     }
 
+    /// Waits until a node has answered a probe that was sent after this time. False if that was not so in time.
+    pub async fn sampled_since(&self, node: NodeId, time: Instant, deadline: Instant) -> bool {
+        let mut watcher = self.watcher();
+        loop {
+            if watcher.get().node(node).is_some_and(|node| node.sampled >= time) {
+                return true;
+            }
+            self.want_sample();
+            if tokio::time::timeout_at(deadline.into(), watcher.changed()).await.is_err() {
+                return false;
+            }
+        }
+    }
+
     /// Waits until a replica has all that a session needs. False if that was not so in time.
     pub async fn freshness(
         &self,
