@@ -1,5 +1,6 @@
 //! The one place of assembly: configuration in, all parts wired, run until stopped.
 
+use crate::access_log::{AccessLog, Target};
 use crate::admin::command::Shutdown;
 use crate::admin::{Operator, Request, SqlConsole, http, metrics};
 use crate::auth::Method;
@@ -29,6 +30,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 /// How often pools are kept in order.
 const MAINTENANCE: Duration = Duration::from_secs(1);
+/// How long the last lines of the access log may take to be written.
+const LAST_LINES: Duration = Duration::from_secs(1);
 /// How often files are looked at for changes: ConfigMap volumes swap symbolic links, which no file notification shows.
 const FILE_WATCH: Duration = Duration::from_secs(5);
 
@@ -42,6 +45,14 @@ pub enum StartError {
         address: String,
         /// The flag that chooses another.
         flag: &'static str,
+        /// Why.
+        error: io::Error,
+    },
+    /// The access log cannot be written to.
+    #[error("cannot write to the access log {path:?}: {error}; choose another file with access_log")]
+    AccessLog {
+        /// The file.
+        path: PathBuf,
         /// Why.
         error: io::Error,
     },
@@ -124,6 +135,16 @@ impl Ambassador {
         let shared = (Arc::clone(&interners), Arc::clone(&telemetry));
         let directory = Directory::new(&config.directory, shared.0, shared.1, runtime.clone())
             .map_err(|(database, error)| StartError::Tls { what: format!("database {database:?}"), error })?;
+        let access_log = config.access_log.as_ref().map(|access| {
+            AccessLog::start(access).map_err(|error| StartError::AccessLog {
+                path: match &access.target {
+                    Target::File(path) => path.clone(),
+                    Target::Stdout | Target::Stderr => PathBuf::new(),
+                },
+                error,
+            })
+        });
+        let access_log = access_log.transpose()?;
         let console = Arc::new(SqlConsole::new(config.console.clone()));
         let context = Arc::new(Context {
             clients: Clients::new(config.max_clients),
@@ -141,6 +162,7 @@ impl Ambassador {
             names: crate::client::Names::default(),
             sources: std::sync::Mutex::default(),
             counters: crate::client::Counters::default(),
+            access_log,
             closed: std::sync::atomic::AtomicBool::new(false),
         });
         let (sender, requests) = unbounded_channel();
@@ -223,7 +245,11 @@ impl Ambassador {
     /// Stops at once what still runs.
     pub fn stop(self) {
         crate::watchdog::stop(&self.operator);
+        let access_log = self.operator.context.access_log.clone();
         self.workers.stop();
+        if let Some(log) = access_log {
+            log.close(LAST_LINES);
+        }
         tracing::info!("stopped");
     }
 
@@ -233,6 +259,10 @@ impl Ambassador {
 
     /// Reads the configuration again, checks it whole, and applies it whole or not at all.
     fn reload(&mut self, overrides: &[(String, String)], watch: &mut Watch) -> Result<(), Vec<String>> {
+        // Whether the configuration has faults is nothing to whoever has moved the file away.
+        if let Some(log) = &self.operator.context.access_log {
+            log.reopen();
+        }
         let result = self.read_again(overrides).and_then(|config| self.apply(config));
         let [applied, refused] = &self.operator.reloads;
         match &result {
@@ -281,6 +311,9 @@ impl Ambassador {
             *door.tls.write().unwrap_or_else(PoisonError::into_inner) = door_tls.clone();
         }
         self.log.set(&config.log.level);
+        if let (Some(log), Some(access)) = (&context.access_log, &config.access_log) {
+            log.adopt(access);
+        }
         let mut changes = Vec::new();
         for setting in &config.settings {
             let before = self.config.settings.iter().find(|old| old.key == setting.key);

@@ -549,6 +549,11 @@ impl Router {
         }
     }
 
+    /// Where the last request went.
+    pub(super) fn last(&self) -> Option<LastRoute> {
+        self.last
+    }
+
     /// Something goes out. Behind what was judged comes what nobody has asked about.
     #[inline]
     pub(super) fn sends(&mut self) {

@@ -13,6 +13,7 @@ pub mod url;
 pub use resolve::resolve;
 pub use source::{Fault, File, Place, Setting, Sources};
 
+use crate::access_log::AccessLogConfig;
 use crate::auth::{Method, UserList};
 use crate::client::{AuthQuery, Limits};
 use crate::net::SocketOptions;
@@ -57,6 +58,8 @@ pub struct Config {
     pub directory: DirectoryConfig,
     /// What is logged and how.
     pub log: LogConfig,
+    /// Where a line is written for each request.
+    pub access_log: Option<AccessLogConfig>,
     /// How long a stop waits for clients to leave.
     pub drain_timeout: Duration,
     /// How long after that open transactions may take to end.

@@ -7,6 +7,7 @@ use super::{
     AuthConfig, Config, ConsoleConfig, Fault, ListenerConfig, LogConfig, LogFormat, Sources, StartupPolicy, UnixListen,
     units,
 };
+use crate::access_log::{AccessLogConfig, Target};
 use crate::auth::{Method, Secret, UserList};
 use crate::client::{AuthQuery, Limits};
 use crate::monitor::Habits;
@@ -139,6 +140,14 @@ impl Resolver {
         self.0.get(path, default, reloads, parse, ToString::to_string)
     }
 
+    fn percent(&mut self, path: &str, default: u8) -> u8 {
+        let parse = |raw: &Raw| match u8::try_from(raw.count()?) {
+            Ok(percent @ 0..=100) => Ok(percent),
+            Ok(_) | Err(_) => Err("write a number of percent, from 0 to 100".to_owned()),
+        };
+        self.0.get(path, default, true, parse, ToString::to_string)
+    }
+
     fn flag(&mut self, path: &str, default: bool) -> bool {
         self.0.get(path, default, true, Raw::flag, ToString::to_string)
     }
@@ -223,6 +232,7 @@ impl Resolver {
                 labels,
             },
             log: self.log(),
+            access_log: self.access_log(),
             drain_timeout: self.duration("drain_timeout", Duration::from_secs(25)),
             drain_grace: self.duration("drain_grace", Duration::from_secs(3)),
             startup: self.startup(),
@@ -508,10 +518,6 @@ impl Resolver {
             Fallback::Primary => "primary".to_owned(),
             Fallback::Error => "error".to_owned(),
         };
-        let parse_share = |raw: &Raw| match u8::try_from(raw.count()?) {
-            Ok(percent @ 0..=100) => Ok(percent),
-            Ok(_) | Err(_) => Err("write a number of percent, from 0 to 100".to_owned()),
-        };
         let parse_functions = |raw: &Raw| {
             let names: Vec<String> = raw.texts()?.into_iter().map(|(text, _)| text).collect();
             match names.iter().find(|name| !is_function_name(name)) {
@@ -533,13 +539,7 @@ impl Resolver {
                 max_lag: self.duration(&key("max_lag"), policy.max_lag),
                 slow_start: self.duration(&key("slow_start"), policy.slow_start),
                 fallback: self.0.get(&key("replica_fallback"), policy.fallback, true, parse_fallback, show_fallback),
-                primary_read_share: self.0.get(
-                    &key("primary_read_share"),
-                    policy.primary_read_share,
-                    true,
-                    parse_share,
-                    ToString::to_string,
-                ),
+                primary_read_share: self.percent(&key("primary_read_share"), policy.primary_read_share),
             },
         }
     }
@@ -888,6 +888,26 @@ impl Resolver {
             level: self.0.get("log.level", "info".to_owned(), true, parse_level, Clone::clone),
             format: self.0.get("log.format", LogFormat::Text, false, parse_format, show),
         }
+    }
+
+    fn access_log(&mut self) -> Option<AccessLogConfig> {
+        let parse = |raw: &Raw| match raw.text()? {
+            "" | "off" => Ok(None),
+            "stdout" => Ok(Some(Target::Stdout)),
+            "stderr" => Ok(Some(Target::Stderr)),
+            path if path.contains('/') => Ok(Some(Target::File(path.into()))),
+            other => Err(format!("{other:?}: write stdout, stderr, or a path with a / in it")),
+        };
+        let show = |target: &Option<Target>| match target {
+            None => String::new(),
+            Some(Target::Stdout) => "stdout".to_owned(),
+            Some(Target::Stderr) => "stderr".to_owned(),
+            Some(Target::File(path)) => path.display().to_string(),
+        };
+        let target = self.0.get("access_log", None, false, parse, show);
+        let min_duration = self.duration("access_log_min_duration", Duration::ZERO);
+        let sample = self.percent("access_log_sample", 100);
+        target.map(|target| AccessLogConfig { target, min_duration, sample })
     }
 
     fn startup(&mut self) -> StartupPolicy {
