@@ -118,10 +118,31 @@ fn monitor_believes_neither_of_two_clusters_of_which_none_has_more_nodes() {
         Ok(mut client) => client.try_query("select 1").unwrap_err(),
         Err(error) => error,
     };
-    assert_eq!(error.code(), "57P03");
+    assert_eq!(error.code(), "25006", "{error:?}");
     for port in [one.port(), other.port()] {
         wait_for(&ambassador, port, "why", |why| why.contains("another cluster"));
     }
+}
+
+#[test]
+fn of_two_primaries_of_one_timeline_none_gets_a_write_and_replicas_go_on_to_get_reads() {
+    let cluster = replicated(2, &[]);
+    let ports = ports(&cluster);
+    let ambassador = Ambassador::start(&[hosts(&ports).as_str(), "--checkout-timeout", "1s"]);
+    let options = ("options", "-c ambassador.consistency=eventual");
+    let mut client = Client::login(ambassador.port, &[("user", "postgres"), ("database", "postgres"), options]);
+    let read = |client: &mut Client| client.value("select inet_server_port()").parse::<u16>().unwrap();
+    wait_until("reads go to replicas", || read(&mut client) != ports[0]);
+    cluster.stop(1, "fast").unwrap();
+    std::fs::remove_file(cluster.nodes[1].data.join("standby.signal")).unwrap();
+    cluster.restart(1).unwrap();
+    for port in &ports[..2] {
+        wait_for(&ambassador, *port, "why", |why| why.contains("takes writes too"));
+    }
+    let error = client.try_query("create table nowhere ()").unwrap_err();
+    assert_eq!(error.code(), "25006", "{error:?}");
+    assert!(error.field(b'M').unwrap().contains("no unambiguous primary"), "{error:?}");
+    assert_eq!(read(&mut client), ports[2]);
 }
 
 #[test]

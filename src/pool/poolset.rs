@@ -256,7 +256,15 @@ impl PoolSet {
     pub fn timed_out(&self, waited: Duration) -> LeaseError {
         match self.primary() {
             Some(pool) => pool.timed_out(waited),
-            None => LeaseError::NoPrimary(self.name.clone()),
+            None => self.no_primary(),
+        }
+    }
+
+    /// Why there is no primary.
+    fn no_primary(&self) -> LeaseError {
+        match self.monitor() {
+            Some(monitor) if monitor.topology().is_ambiguous() => LeaseError::Ambiguous(self.name.clone()),
+            Some(_) | None => LeaseError::NoPrimary(self.name.clone()),
         }
     }
 
@@ -267,13 +275,12 @@ impl PoolSet {
                 return Ok(pool);
             }
             let monitor = self.read().monitor.clone();
-            let no_primary = || LeaseError::NoPrimary(self.name.clone());
-            let (monitor, login) = monitor.ok_or_else(no_primary)?;
+            let (monitor, login) = monitor.ok_or_else(|| self.no_primary())?;
             match monitor.find_primary(&login, deadline).await {
                 // Unless it is gone again, or the servers are others now.
                 Ok(_) => {}
                 Err(NoPrimary::Refused(error)) => return Err(LeaseError::Upstream(error)),
-                Err(NoPrimary::Timeout) => return Err(no_primary()),
+                Err(NoPrimary::Timeout) => return Err(self.no_primary()),
             }
         }
     }
