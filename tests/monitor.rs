@@ -1,8 +1,11 @@
 //! The monitor: what servers are is found out, and found out soon, without anybody saying so.
 
-use crate::support::{Ambassador, Chaos, Client, How, Way, cluster, wait_until};
+use crate::support::hostile::{self, Visit};
+use crate::support::{Ambassador, Chaos, Client, Hostile, How, Way, cluster, wait_until};
 use pg_ambassador::demo::cluster::{Cluster, Options};
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// What SHOW NODES says of each server, by its port.
@@ -273,4 +276,83 @@ fn a_server_that_answers_no_probe_is_not_logged_in_at_without_a_pause() {
     let error = client.join().unwrap().unwrap();
     assert_eq!(error.code(), "57P03", "{error:?}");
     assert!(chaos.accepted() < 20, "{} logins", chaos.accepted());
+}
+
+/// What a scripted server is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Plays {
+    /// The primary of this timeline.
+    Primary(u32),
+    Replica,
+}
+
+/// Answers whatever the monitor asks, and passes all else on to `other`.
+fn play(
+    visit: &mut Visit,
+    sql: &str,
+    plays: Plays,
+    other: impl FnOnce(&mut Visit) -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    if sql.contains("pg_size_bytes") {
+        return visit.send(&hostile::row(&[Some("8192"), Some("16777216"), Some("0")]));
+    }
+    if sql.contains("pg_control_system") {
+        return visit.send(&hostile::row(&[Some("7")]));
+    }
+    if !sql.contains("pg_walfile_name") {
+        return other(visit);
+    }
+    let (lsn, timeline) = (Some("0/3000000"), Some("1"));
+    visit.send(&match plays {
+        Plays::Primary(timeline) => {
+            let timeline = format!("{timeline:08X}");
+            hostile::row(&[Some("f"), lsn, lsn, Some(&timeline), None, None, None, None, None])
+        }
+        Plays::Replica => hostile::row(&[Some("t"), None, None, None, lsn, lsn, Some("0"), Some("f"), timeline]),
+    })
+}
+
+/// The text of the next query; none at the end.
+fn hear(visit: &mut Visit) -> std::io::Result<Option<String>> {
+    loop {
+        let message = visit.read()?;
+        match message.tag {
+            b'Q' => return Ok(Some(String::from_utf8_lossy(&message.body).into_owned())),
+            b'X' => return Ok(None),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_returned_primary_that_is_too_old_to_say_what_it_is_gets_no_write() {
+    // The first one is the primary as far as the monitor has seen, and has become a replica by the time a client comes.
+    let returned = Arc::new(AtomicBool::new(false));
+    let server = |is_first: bool| {
+        let returned = Arc::clone(&returned);
+        Hostile::start(move |visit| {
+            visit.startup()?;
+            visit.send(&hostile::welcome_of("13.9 (Debian 13.9-1)"))?;
+            while let Some(sql) = hear(visit)? {
+                let plays = match (is_first, returned.load(Ordering::SeqCst)) {
+                    (true, false) => Plays::Primary(1),
+                    (false, true) => Plays::Primary(2),
+                    (true, true) | (false, false) => Plays::Replica,
+                };
+                play(visit, &sql, plays, |visit| {
+                    if sql.starts_with("select pg_catalog.pg_is_in_recovery()") {
+                        returned.store(true, Ordering::SeqCst);
+                        return visit.send(&hostile::answer(if is_first { "t" } else { "f" }));
+                    }
+                    visit.send(&hostile::answer("done"))
+                })?;
+            }
+            Ok(())
+        })
+    };
+    let (first, second) = (server(true), server(false));
+    let ambassador = Ambassador::start(&[&hosts(&[first.port, second.port])]);
+    let mut client = Client::new(ambassador.port);
+    client.query("insert into t values (1)");
+    assert!(second.has_heard(b"insert into t") && !first.has_heard(b"insert into t"));
 }

@@ -487,6 +487,7 @@ impl Directory {
             replication: replication.as_ref().map(|r| r.kind.clone()),
             settings: replication.as_ref().map(|r| r.settings.clone()).unwrap_or_default(),
             prepared_limit: config.prepared_limit,
+            asks_role: database.nodes.len() > 1 && replication.is_none(),
         };
         let limits = |node: &Arc<Node>| {
             let of_database = config.max_connections.map(|limit| database.shared.places(&node.address, limit));
@@ -495,7 +496,8 @@ impl Directory {
         let targets = database.nodes.iter().map(|node| (Arc::clone(node), target(node), limits(node))).collect();
         let defaults = self.interners.settings.intern::<&str, &str>([]);
         let monitor = self.monitor(&database).map(|monitor| {
-            let targets = database.nodes.iter().map(target);
+            // Asking that is what it does.
+            let targets = database.nodes.iter().map(|node| Target { asks_role: false, ..target(node) });
             (monitor, Login::new(targets, Arc::clone(&source), defaults.clone()))
         });
         Wanted {

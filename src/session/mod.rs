@@ -609,7 +609,13 @@ impl ServerSide {
         }
     }
 
-    /// Whether it has said, at its login or later, that it is in recovery: then it is a replica. From PostgreSQL 14 on.
+    /// It was asked whether it is in recovery, outside [`Session::on_server`].
+    pub fn note_recovery(&mut self, in_recovery: bool) {
+        self.in_recovery = in_recovery;
+    }
+
+    /// Whether it has said, at its login or later, that it is in recovery: then it is a replica. Before PostgreSQL 14 only when
+    /// asked.
     #[inline]
     pub fn is_in_recovery(&self) -> bool {
         self.in_recovery
