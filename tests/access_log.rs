@@ -1,6 +1,6 @@
 //! The access log: a line of JSON for each request, without anything that was in its SQL.
 
-use crate::support::client::{bind, describe, execute, parse, query, sync};
+use crate::support::client::{bind, describe, execute, message, parse, query, sync};
 use crate::support::{Ambassador, Client, Dir, cluster, shared, url, wait_until};
 use pg_ambassador::demo::cluster::Options;
 use pg_ambassador::routing::verdict::fingerprint;
@@ -178,6 +178,9 @@ fn a_file_that_was_moved_away_is_opened_anew_on_sighup() {
     assert_eq!(lines(&moved).len(), 1);
     // And what is left is written before the end.
     client.query("select 1");
+    // A goodbye is no request.
+    client.send(&message(b'X', b""));
+    assert!(client.is_closed());
     drop(client);
     ambassador.signal("TERM");
     assert!(ambassador.wait().success());

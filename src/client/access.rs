@@ -5,7 +5,7 @@ use crate::access_log::{AccessLog, Line};
 use crate::routing::verdict::fingerprint;
 use crate::session::{Outcome, Session};
 use crate::sql::traceparent;
-use crate::wire::SqlState;
+use crate::wire::{FrontendTag, SqlState};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -41,7 +41,9 @@ impl Access {
 
     /// Looks at what a request begins with, unless that was seen already. To be asked before it is handled.
     pub(super) fn look(&mut self, session: &Session, input: &[u8], now: Instant) {
-        if self.sent.is_some() || self.fingerprint.is_some() || input.is_empty() {
+        let Some(&first) = input.first() else { return };
+        // A goodbye is no request.
+        if self.sent.is_some() || self.fingerprint.is_some() || first == FrontendTag::Terminate.byte() {
             return;
         }
         self.arrived.get_or_insert(now);
