@@ -310,6 +310,13 @@ impl Ambassador {
         for door in &self.doors {
             *door.tls.write().unwrap_or_else(PoisonError::into_inner) = door_tls.clone();
         }
+        // The first door is that of `listen`.
+        let known = self.config.listeners.iter().zip(&config.listeners).zip(self.doors.iter().skip(1));
+        for ((before, now), door) in known.filter(|((before, now), _)| before.listen == now.listen) {
+            if before.preference != now.preference {
+                *door.preference.write().unwrap_or_else(PoisonError::into_inner) = now.preference;
+            }
+        }
         self.log.set(&config.log.level);
         if let (Some(log), Some(access)) = (&context.access_log, &config.access_log) {
             log.adopt(access);
@@ -344,7 +351,7 @@ fn bind(config: &Config) -> Result<Opened, StartError> {
     let required = config.tls.as_ref().is_some_and(|tls| tls.required);
     let door = |preference| {
         let (method, tls) = (config.auth.method, RwLock::new(tls.clone()));
-        Arc::new(Door { method, tls, tls_required: required, preference })
+        Arc::new(Door { method, tls, tls_required: required, preference: RwLock::new(preference) })
     };
     let defaulted = !config.is_set("listen");
     let (mut entrances, mut doors) = (Vec::new(), Vec::new());
@@ -377,7 +384,7 @@ fn bind(config: &Config) -> Result<Opened, StartError> {
             method: config.auth.unix_method,
             tls: RwLock::new(None),
             tls_required: false,
-            preference: Preference::default(),
+            preference: RwLock::default(),
         });
         entrances.push(Entrance { bound, door });
         file = Some(made);

@@ -481,3 +481,33 @@ fn the_first_connection_to_a_replica_serves_the_read_that_it_was_made_for() {
         client.query("select pg_advisory_xact_lock(1)");
     }
 }
+
+#[test]
+fn a_reload_changes_where_the_reads_of_users_and_listeners_go() {
+    let cluster = replicated(1, &[]);
+    let ports = ports(&cluster);
+    let dir = Dir::new();
+    let said = |listener: &str, user: &str| {
+        let text = format!(
+            "[[listeners]]\nlisten = [\"127.0.0.1:0\"]\nroute = \"{listener}\"\n[users.postgres]\nroute = \"{user}\"\n"
+        );
+        dir.write("ambassador.toml", &text)
+    };
+    let config = said("primary", "");
+    let ambassador = routed(&ports, ports[0], &["--config", config.to_str().unwrap()]);
+    let reload = || {
+        let mut console = Client::login(ambassador.port, &[("user", "ambassador"), ("database", "ambassador")]);
+        console.query("RELOAD");
+    };
+    let listener = ambassador.ports[1];
+    let mut client = Client::new(listener);
+    assert_eq!(client.value("show ambassador.route"), "primary");
+    said("replica", "");
+    reload();
+    assert_eq!(Client::new(listener).value("show ambassador.route"), "replica");
+    assert_eq!(client.value("show ambassador.route"), "primary", "who is there stays where it came in");
+    said("replica", "auto");
+    reload();
+    assert_eq!(client.value("show ambassador.route"), "auto");
+    wait_until("its reads go to a replica", || port_of(&mut client) == ports[1]);
+}

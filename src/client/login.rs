@@ -34,8 +34,8 @@ pub struct Door {
     pub tls: RwLock<Option<Arc<DoorTls>>>,
     /// Whether a client without TLS is refused.
     pub tls_required: bool,
-    /// What is said of the reads of those who come in here.
-    pub preference: Preference,
+    /// What is said of the reads of those who come in here; a reload may change it for those who come later.
+    pub preference: RwLock<Preference>,
 }
 
 /// TLS of a [`Door`].

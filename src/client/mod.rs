@@ -223,7 +223,7 @@ async fn open(
                 hubs: Arc::clone(&context.hubs),
                 interners: Arc::clone(&context.interners),
                 limits: context.limits(),
-                listener: door.preference,
+                listener: *door.preference.read().unwrap_or_else(PoisonError::into_inner),
                 access_log: context.access_log.clone(),
             };
             let id = opened.listed.entry.id;

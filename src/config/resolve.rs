@@ -370,13 +370,13 @@ impl Resolver {
                 }
                 taken.push(*address);
             }
-            listeners.push(ListenerConfig { listen, preference: self.preference(&path, false) });
+            listeners.push(ListenerConfig { listen, preference: self.preference(&path) });
         }
         listeners
     }
 
     /// What is said of the reads of a user or a listener.
-    fn preference(&mut self, path: &str, reloads: bool) -> Preference {
+    fn preference(&mut self, path: &str) -> Preference {
         let parse_route = |raw: &Raw| match raw.text()? {
             "" => Ok(None),
             _ => parse_route(raw).map(Some),
@@ -388,8 +388,8 @@ impl Resolver {
         let show_route = |route: &Option<Wish>| route.map_or("", Wish::as_str).to_owned();
         let show_consistency = |mode: &Option<Consistency>| mode.map_or("", Consistency::as_str).to_owned();
         Preference {
-            route: self.0.get(&format!("{path}.route"), None, reloads, parse_route, show_route),
-            consistency: self.0.get(&format!("{path}.consistency"), None, reloads, parse_consistency, show_consistency),
+            route: self.0.get(&format!("{path}.route"), None, true, parse_route, show_route),
+            consistency: self.0.get(&format!("{path}.consistency"), None, true, parse_consistency, show_consistency),
         }
     }
 
@@ -853,7 +853,7 @@ impl Resolver {
             }
             let user = UserConfig {
                 server_user,
-                preference: self.preference(&format!("users.{name}"), true),
+                preference: self.preference(&format!("users.{name}")),
                 mode,
                 pool_size: limit(self.count(&key("pool_size"), 0, true)),
                 max_connections: limit(self.count(&key("max_server_connections"), 0, false)),
