@@ -1,5 +1,6 @@
 //! The one place of assembly: configuration in, all parts wired, run until stopped.
 
+use crate::access_log::{AccessLog, Target};
 use crate::admin::command::Shutdown;
 use crate::admin::{Operator, Request, SqlConsole, http, metrics};
 use crate::auth::Method;
@@ -14,6 +15,7 @@ use crate::net::tls::{self, ListenerTls, TlsError};
 use crate::pool::Directory;
 use crate::pool::directory::{Purpose, WILDCARD};
 use crate::random;
+use crate::routing::Preference;
 use crate::session::Interners;
 use crate::telemetry::{LogLevel, Telemetry};
 use crate::watch::Watch;
@@ -28,6 +30,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 /// How often pools are kept in order.
 const MAINTENANCE: Duration = Duration::from_secs(1);
+/// How long the last lines of the access log may take to be written.
+const LAST_LINES: Duration = Duration::from_secs(1);
 /// How often files are looked at for changes: ConfigMap volumes swap symbolic links, which no file notification shows.
 const FILE_WATCH: Duration = Duration::from_secs(5);
 
@@ -41,6 +45,14 @@ pub enum StartError {
         address: String,
         /// The flag that chooses another.
         flag: &'static str,
+        /// Why.
+        error: io::Error,
+    },
+    /// The access log cannot be written to.
+    #[error("cannot write to the access log {path:?}: {error}; choose another file with access_log")]
+    AccessLog {
+        /// The file.
+        path: PathBuf,
         /// Why.
         error: io::Error,
     },
@@ -123,6 +135,16 @@ impl Ambassador {
         let shared = (Arc::clone(&interners), Arc::clone(&telemetry));
         let directory = Directory::new(&config.directory, shared.0, shared.1, runtime.clone())
             .map_err(|(database, error)| StartError::Tls { what: format!("database {database:?}"), error })?;
+        let access_log = config.access_log.as_ref().map(|access| {
+            AccessLog::start(access).map_err(|error| StartError::AccessLog {
+                path: match &access.target {
+                    Target::File(path) => path.clone(),
+                    Target::Stdout | Target::Stderr => PathBuf::new(),
+                },
+                error,
+            })
+        });
+        let access_log = access_log.transpose()?;
         let console = Arc::new(SqlConsole::new(config.console.clone()));
         let context = Arc::new(Context {
             clients: Clients::new(config.max_clients),
@@ -140,6 +162,7 @@ impl Ambassador {
             names: crate::client::Names::default(),
             sources: std::sync::Mutex::default(),
             counters: crate::client::Counters::default(),
+            access_log,
             closed: std::sync::atomic::AtomicBool::new(false),
         });
         let (sender, requests) = unbounded_channel();
@@ -222,7 +245,11 @@ impl Ambassador {
     /// Stops at once what still runs.
     pub fn stop(self) {
         crate::watchdog::stop(&self.operator);
+        let access_log = self.operator.context.access_log.clone();
         self.workers.stop();
+        if let Some(log) = access_log {
+            log.close(LAST_LINES);
+        }
         tracing::info!("stopped");
     }
 
@@ -232,6 +259,10 @@ impl Ambassador {
 
     /// Reads the configuration again, checks it whole, and applies it whole or not at all.
     fn reload(&mut self, overrides: &[(String, String)], watch: &mut Watch) -> Result<(), Vec<String>> {
+        // Whether the configuration has faults is nothing to whoever has moved the file away.
+        if let Some(log) = &self.operator.context.access_log {
+            log.reopen();
+        }
         let result = self.read_again(overrides).and_then(|config| self.apply(config));
         let [applied, refused] = &self.operator.reloads;
         match &result {
@@ -279,7 +310,17 @@ impl Ambassador {
         for door in &self.doors {
             *door.tls.write().unwrap_or_else(PoisonError::into_inner) = door_tls.clone();
         }
+        // The first door is that of `listen`.
+        let known = self.config.listeners.iter().zip(&config.listeners).zip(self.doors.iter().skip(1));
+        for ((before, now), door) in known.filter(|((before, now), _)| before.listen == now.listen) {
+            if before.preference != now.preference {
+                *door.preference.write().unwrap_or_else(PoisonError::into_inner) = now.preference;
+            }
+        }
         self.log.set(&config.log.level);
+        if let (Some(log), Some(access)) = (&context.access_log, &config.access_log) {
+            log.adopt(access);
+        }
         let mut changes = Vec::new();
         for setting in &config.settings {
             let before = self.config.settings.iter().find(|old| old.key == setting.key);
@@ -308,21 +349,29 @@ fn bind(config: &Config) -> Result<Opened, StartError> {
     let tls = config.tls.as_ref().map(load_door).transpose();
     let tls = tls.map_err(|error| StartError::Tls { what: "tls".into(), error })?;
     let required = config.tls.as_ref().is_some_and(|tls| tls.required);
-    let door = |method: Method, tls_required| Arc::new(Door { method, tls: RwLock::new(tls.clone()), tls_required });
-    let tcp = door(config.auth.method, required);
+    let door = |preference| {
+        let (method, tls) = (config.auth.method, RwLock::new(tls.clone()));
+        Arc::new(Door { method, tls, tls_required: required, preference: RwLock::new(preference) })
+    };
     let defaulted = !config.is_set("listen");
-    let mut entrances = Vec::new();
-    for address in &config.listen {
-        match Bound::tcp(*address, &config.socket) {
-            Ok(bound) => entrances.push(Entrance { bound, door: Arc::clone(&tcp) }),
-            // Nobody asked for IPv6 by name, and not every machine has it.
-            Err(error) if defaulted && address.is_ipv6() && error.kind() != io::ErrorKind::AddrInUse => {
-                tracing::debug!(%address, %error, "not listening");
+    let (mut entrances, mut doors) = (Vec::new(), Vec::new());
+    let further = config.listeners.iter().map(|listener| (&listener.listen, listener.preference, "listeners"));
+    for (addresses, preference, flag) in [(&config.listen, Preference::default(), LISTEN)].into_iter().chain(further) {
+        let door = door(preference);
+        for address in addresses {
+            match Bound::tcp(*address, &config.socket) {
+                Ok(bound) => entrances.push(Entrance { bound, door: Arc::clone(&door) }),
+                // Nobody asked for IPv6 by name, and not every machine has it.
+                Err(error)
+                    if flag == LISTEN && defaulted && address.is_ipv6() && error.kind() != io::ErrorKind::AddrInUse =>
+                {
+                    tracing::debug!(%address, %error, "not listening");
+                }
+                Err(error) => return Err(StartError::Listen { address: address.to_string(), flag, error }),
             }
-            Err(error) => return Err(StartError::Listen { address: address.to_string(), flag: LISTEN, error }),
         }
+        doors.push(door);
     }
-    let mut doors = vec![tcp];
     let mut file = None;
     if let Some(unix) = &config.unix {
         let (bound, made) = Bound::unix(&unix.path, unix.mode).map_err(|error| StartError::Listen {
@@ -331,14 +380,18 @@ fn bind(config: &Config) -> Result<Opened, StartError> {
             error,
         })?;
         // Unix sockets have no TLS, as PostgreSQL has it.
-        let door = Arc::new(Door { method: config.auth.unix_method, tls: RwLock::new(None), tls_required: false });
+        let door = Arc::new(Door {
+            method: config.auth.unix_method,
+            tls: RwLock::new(None),
+            tls_required: false,
+            preference: RwLock::default(),
+        });
         entrances.push(Entrance { bound, door });
         file = Some(made);
     }
     if config.auth.method == Method::Trust {
         tracing::warn!("auth.method is trust: every process on this machine can log in as anybody");
     }
-    doors.truncate(1);
     Ok((entrances, doors, file))
 }
 

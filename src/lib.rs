@@ -10,6 +10,7 @@
 //!   |- admin                      the SQL console, metrics and health; sees clients and pools, changes them on order
 //!   |- route                      the subcommand that says of a script where its statements would go
 //!   |- drain, watch, watchdog     how it stops, what changed on disk, whether it is alive
+//!   |- access_log                 a line for each request, written by a thread of its own
 //!   '- telemetry -> counter       every metric and the logs; counters that workers add to without disturbing each other
 //!
 //!  -- pure: bytes, values, time and randomness are arguments -----------------------------------------------
@@ -51,6 +52,7 @@
 //! [`session`] for what the program promises, [`pool`] for how it keeps it, [`ambassador`] for how all is put together, and
 //! [`demo`] for a cluster to try it on.
 
+pub mod access_log;
 pub mod admin;
 pub mod ambassador;
 pub mod args;

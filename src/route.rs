@@ -6,7 +6,7 @@ use crate::monitor;
 use crate::pool::Directory;
 use crate::pool::directory::Purpose;
 use crate::routing::explain::explain;
-use crate::routing::{Catalogue, Destination, Reason};
+use crate::routing::{Catalogue, Destination, Leaning, Reason};
 use crate::session::Interners;
 use crate::sql::Statements;
 use crate::sql::reads::{Objects, Plain, Transaction};
@@ -139,7 +139,7 @@ fn report<O: Objects + ?Sized>(script: &[u8], objects: &O, known: bool) -> Repor
         let (destination, reason) = match (open, explained.transaction) {
             (Some(true), _) => (Destination::Replica, Reason::ReadOnlyTransaction),
             (Some(false), _) => (Destination::Primary, Reason::Transaction),
-            (None, _) => explained.destination(false),
+            (None, _) => explained.destination(Leaning::NONE, false),
         };
         match explained.transaction {
             Some(Transaction::Begin(_)) if open.is_none() => open = Some(destination == Destination::Replica),

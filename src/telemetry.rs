@@ -102,6 +102,7 @@ metrics_table! {
     CREDENTIAL_GOOD = "pg_ambassador_credential_usable", Gauge, None, "1 while there is a credential that may be presented.";
     CREDENTIAL_FETCHES = "pg_ambassador_credential_refreshes_total", Counter, None, "Fetches of a credential, by result.";
     CREDENTIAL_REFUSED = "pg_ambassador_credential_refusals_total", Counter, None, "Logins that a server refused with a credential.";
+    ACCESS_LOG_DROPPED = "pg_ambassador_access_log_dropped_total", Counter, None, "Lines of the access log that were lost: written too slowly, or not at all.";
     RELOADS = "pg_ambassador_reloads_total", Counter, None, "Reloads of the configuration, by result.";
     WORKER_LAG = "pg_ambassador_worker_lag_seconds", Gauge, Some(Unit::Seconds), "How long ago the slowest worker's event loop was last seen to turn.";
 }

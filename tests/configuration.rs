@@ -149,3 +149,24 @@ fn functions_to_be_trusted_are_named_in_a_file_the_environment_or_on_the_command
     let (good, said) = run(&["check", "postgres://db"], &[("PG_AMBASSADOR_READ_FUNCTIONS", "a.b.c")]);
     assert!(!good && said.contains("environment PG_AMBASSADOR_READ_FUNCTIONS: read_functions: \"a.b.c\""), "{said}");
 }
+
+#[test]
+fn a_listener_that_others_can_reach_or_that_is_there_twice_is_refused_like_the_first() {
+    let said = check(
+        "url = \"postgres://db\"\nlisten = [\"127.0.0.1:6432\"]\n[[listeners]]\nlisten = [\"0.0.0.0:6433\"]\nroute = \"master\"\n\
+         [[listeners]]\nlisten = [\"127.0.0.1:6432\"]\nrout = \"primary\"\n[[listeners]]\nroute = \"replica\"\n\
+         [users.app]\nroute = \"master\"\nconsistency = \"strong\"\n",
+    );
+    for expected in [
+        "FILE:4:10: listeners.0.listen: 0.0.0.0:6433 can be reached from other machines: set tls.cert and tls.key",
+        "FILE:5:9: listeners.0.route: \"master\": write auto, primary or replica",
+        "FILE:7:10: listeners.1.listen: 127.0.0.1:6432 is listened on already",
+        "FILE:8:8: unknown setting listeners.1.rout; did you mean route?",
+        "FILE:9:1: a listener needs an address",
+        "FILE:12:9: users.app.route: \"master\": write auto, primary or replica",
+        "FILE:13:15: users.app.consistency: \"strong\": write session, eventual, primary or global",
+        "the configuration has 7 faults",
+    ] {
+        assert!(said.contains(expected), "{expected}\nis not in\n{said}");
+    }
+}

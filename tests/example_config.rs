@@ -26,7 +26,8 @@ fn written_out() -> String {
 fn settings() -> Vec<Setting> {
     let with_host = written_out().replacen("hosts = []", "hosts = [\"db\"]", 1);
     let with_host = with_host.replacen("\nhost = \"\"", "\nhost = \"db\"", 1);
-    resolve(with_host).settings
+    let with_listener = with_host.replacen("\nlisten = []", "\nlisten = [\"127.0.0.1:5433\"]", 1);
+    resolve(with_listener).settings
 }
 
 #[test]
@@ -44,7 +45,7 @@ fn the_example_shows_every_setting() {
 #[test]
 fn the_example_shows_each_setting_with_its_default() {
     // What is no default: the URL has to be given, the hosts were put in above, and cores differ.
-    let given = ["url", "databases.shop.hosts", "nodes.0.host", "workers"];
+    let given = ["url", "databases.shop.hosts", "nodes.0.host", "listeners.0.listen", "workers"];
     let wrong: Vec<String> = settings()
         .into_iter()
         .filter(|setting| setting.value != setting.default && !given.contains(&setting.key.as_str()))

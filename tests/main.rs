@@ -4,6 +4,7 @@
 #![allow(clippy::duplicate_mod, reason = "the fuzz targets, which tests replay, share the source of chance")]
 #![allow(missing_docs, unreachable_pub, reason = "tests are their own documentation")]
 
+mod access_log;
 mod architecture;
 mod auth;
 mod cancel;

@@ -1,8 +1,12 @@
 //! The monitor: what servers are is found out, and found out soon, without anybody saying so.
 
-use crate::support::{Ambassador, Chaos, Client, How, Way, cluster, wait_until};
+use crate::support::client::message;
+use crate::support::hostile::{self, Visit};
+use crate::support::{Ambassador, Chaos, Client, Hostile, How, Way, cluster, wait_until};
 use pg_ambassador::demo::cluster::{Cluster, Options};
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// What SHOW NODES says of each server, by its port.
@@ -118,10 +122,31 @@ fn monitor_believes_neither_of_two_clusters_of_which_none_has_more_nodes() {
         Ok(mut client) => client.try_query("select 1").unwrap_err(),
         Err(error) => error,
     };
-    assert_eq!(error.code(), "57P03");
+    assert_eq!(error.code(), "25006", "{error:?}");
     for port in [one.port(), other.port()] {
         wait_for(&ambassador, port, "why", |why| why.contains("another cluster"));
     }
+}
+
+#[test]
+fn of_two_primaries_of_one_timeline_none_gets_a_write_and_replicas_go_on_to_get_reads() {
+    let cluster = replicated(2, &[]);
+    let ports = ports(&cluster);
+    let ambassador = Ambassador::start(&[hosts(&ports).as_str(), "--checkout-timeout", "1s"]);
+    let options = ("options", "-c ambassador.consistency=eventual");
+    let mut client = Client::login(ambassador.port, &[("user", "postgres"), ("database", "postgres"), options]);
+    let read = |client: &mut Client| client.value("select inet_server_port()").parse::<u16>().unwrap();
+    wait_until("reads go to replicas", || read(&mut client) != ports[0]);
+    cluster.stop(1, "fast").unwrap();
+    std::fs::remove_file(cluster.nodes[1].data.join("standby.signal")).unwrap();
+    cluster.restart(1).unwrap();
+    for port in &ports[..2] {
+        wait_for(&ambassador, *port, "why", |why| why.contains("takes writes too"));
+    }
+    let error = client.try_query("create table nowhere ()").unwrap_err();
+    assert_eq!(error.code(), "25006", "{error:?}");
+    assert!(error.field(b'M').unwrap().contains("no unambiguous primary"), "{error:?}");
+    assert_eq!(read(&mut client), ports[2]);
 }
 
 #[test]
@@ -252,4 +277,157 @@ fn a_server_that_answers_no_probe_is_not_logged_in_at_without_a_pause() {
     let error = client.join().unwrap().unwrap();
     assert_eq!(error.code(), "57P03", "{error:?}");
     assert!(chaos.accepted() < 20, "{} logins", chaos.accepted());
+}
+
+/// What a scripted server is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Plays {
+    /// The primary of this timeline, at this position.
+    Primary(u32, &'static str),
+    /// A replica that has replayed this.
+    Replica(&'static str),
+}
+
+/// Answers whatever the monitor asks, and passes all else on to `other`.
+fn play(
+    visit: &mut Visit,
+    sql: &str,
+    version: &str,
+    plays: Plays,
+    other: impl FnOnce(&mut Visit) -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    if sql.contains("pg_size_bytes") {
+        return visit.send(&hostile::row(&[Some("8192"), Some("16777216"), Some("0"), Some(version)]));
+    }
+    if sql.contains("pg_control_system") {
+        return visit.send(&hostile::row(&[Some("7")]));
+    }
+    if !sql.contains("pg_walfile_name") {
+        return other(visit);
+    }
+    visit.send(&match plays {
+        Plays::Primary(timeline, lsn) => {
+            let lsn = Some(lsn);
+            let timeline = format!("{timeline:08X}");
+            hostile::row(&[Some("f"), lsn, lsn, Some(&timeline), None, None, None, None, None])
+        }
+        Plays::Replica(lsn) => {
+            hostile::row(&[Some("t"), None, None, None, Some(lsn), Some(lsn), Some("0"), Some("f"), Some("1")])
+        }
+    })
+}
+
+/// The text of the next query; none at the end.
+fn hear(visit: &mut Visit) -> std::io::Result<Option<String>> {
+    loop {
+        let message = visit.read()?;
+        match message.tag {
+            b'Q' => return Ok(Some(String::from_utf8_lossy(&message.body).into_owned())),
+            b'X' => return Ok(None),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_returned_primary_that_is_too_old_to_say_what_it_is_gets_no_write() {
+    // The first one is the primary as far as the monitor has seen, and has become a replica by the time a client comes.
+    let returned = Arc::new(AtomicBool::new(false));
+    let server = |is_first: bool| {
+        let returned = Arc::clone(&returned);
+        Hostile::start(move |visit| {
+            visit.startup()?;
+            visit.send(&hostile::welcome_of("13.9 (Debian 13.9-1)"))?;
+            while let Some(sql) = hear(visit)? {
+                let plays = match (is_first, returned.load(Ordering::SeqCst)) {
+                    (true, false) => Plays::Primary(1, "0/3000000"),
+                    (false, true) => Plays::Primary(2, "0/3000000"),
+                    (true, true) | (false, false) => Plays::Replica("0/3000000"),
+                };
+                play(visit, &sql, "130009", plays, |visit| {
+                    if sql.starts_with("select pg_catalog.pg_is_in_recovery()") {
+                        returned.store(true, Ordering::SeqCst);
+                        return visit.send(&hostile::answer(if is_first { "t" } else { "f" }));
+                    }
+                    visit.send(&hostile::answer("done"))
+                })?;
+            }
+            Ok(())
+        })
+    };
+    let (first, second) = (server(true), server(false));
+    let ambassador = Ambassador::start(&[&hosts(&[first.port, second.port])]);
+    let mut client = Client::new(ambassador.port);
+    client.query("insert into t values (1)");
+    assert!(second.has_heard(b"insert into t") && !first.has_heard(b"insert into t"));
+}
+
+/// Where a read goes that has to wait for a replica of PostgreSQL 19, which answers a WAIT FOR with this, and how often it was
+/// told to wait.
+fn read_after_write(answer: fn() -> Vec<u8>) -> (String, usize) {
+    const BEFORE: &str = "0/3000000";
+    const BEHIND: &str = "0/3000100";
+    let (written, waits, probes) = (Arc::new(AtomicBool::new(false)), Arc::default(), Arc::<AtomicUsize>::default());
+    let serve = move |visit: &mut Visit, answer: &mut dyn FnMut(&mut Visit, &str) -> std::io::Result<()>| {
+        visit.startup()?;
+        visit.send(&hostile::welcome_of("19.0"))?;
+        while let Some(sql) = hear(visit)? {
+            answer(visit, &sql)?;
+        }
+        Ok(())
+    };
+    let primary = {
+        let written = Arc::clone(&written);
+        Hostile::start(move |visit| {
+            serve(visit, &mut |visit, sql| {
+                let lsn = if written.load(Ordering::SeqCst) { BEHIND } else { BEFORE };
+                play(visit, sql, "190000", Plays::Primary(1, lsn), |visit| {
+                    written.fetch_or(sql.starts_with("insert"), Ordering::SeqCst);
+                    visit.send(&hostile::answer("primary"))
+                })
+            })
+        })
+    };
+    let replica = {
+        let waits: Arc<AtomicUsize> = Arc::clone(&waits);
+        Hostile::start(move |visit| {
+            serve(visit, &mut |visit, sql| {
+                // It has caught up when it was told to wait, and some probes later.
+                let told = waits.load(Ordering::SeqCst) > 0;
+                let later = sql.contains("pg_walfile_name") && told && probes.fetch_add(1, Ordering::SeqCst) >= 3;
+                let lsn = if later { BEHIND } else { BEFORE };
+                play(visit, sql, "190000", Plays::Replica(lsn), |visit| {
+                    if sql.starts_with("WAIT FOR LSN") {
+                        assert!(
+                            sql.starts_with("WAIT FOR LSN '0/3000100' WITH (MODE 'standby_replay', TIMEOUT '"),
+                            "{sql}"
+                        );
+                        waits.fetch_add(1, Ordering::SeqCst);
+                        return visit.send(&answer());
+                    }
+                    visit.send(&hostile::answer("replica"))
+                })
+            })
+        })
+    };
+    let ambassador =
+        Ambassador::start(&[hosts(&[primary.port, replica.port]).as_str(), "--set", "wait_for_replica=30s"]);
+    let mut client = Client::new(ambassador.port);
+    wait_for(&ambassador, replica.port, "role", |role| role == "replica");
+    client.query("insert into t values (1)");
+    let read = client.value("/* ambassador: replica */ select 1");
+    (read, waits.load(Ordering::SeqCst))
+}
+
+#[test]
+fn a_replica_that_can_be_told_to_wait_is_told_so_until_it_has_what_a_read_needs() {
+    let (read, waits) = read_after_write(|| hostile::answer("timeout"));
+    assert!(read == "replica" && waits >= 3, "{read} after {waits} waits");
+}
+
+#[test]
+fn a_replica_that_refuses_to_wait_is_asked_as_any_other() {
+    let (read, waits) =
+        read_after_write(|| [message(b'E', b"SERROR\0VERROR\0C42601\0Mno\0\0"), message(b'Z', b"I")].concat());
+    assert_eq!((read.as_str(), waits), ("replica", 1));
 }

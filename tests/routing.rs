@@ -1,7 +1,7 @@
 //! Where statements go: writes to the primary, reads to a replica that has all that their session needs.
 
 use crate::support::client::{bind, describe, execute, parse, query, sync};
-use crate::support::{Ambassador, Chaos, Client, How, Rule, cluster, wait_until};
+use crate::support::{Ambassador, Chaos, Client, Dir, How, Rule, cluster, wait_until};
 use pg_ambassador::demo::cluster::{Cluster, Options};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -330,4 +330,207 @@ fn a_read_that_meets_only_long_reads_goes_to_the_primary_after_a_moment() {
     assert_eq!(last[2].as_deref(), Some("every replica is busy"));
     drop(sleepers);
     wait_until("reads go to the replica again", || port_of(&mut reader) == ports[1]);
+}
+
+/// Where the last request of a client went, and why.
+fn route_of(client: &mut Client) -> (String, String) {
+    let mut row = client.query("show last route").remove(0).into_iter().map(Option::unwrap);
+    (row.next().unwrap(), row.nth(1).unwrap())
+}
+
+#[test]
+fn a_listener_a_user_and_a_database_may_say_where_reads_go_and_the_nearest_to_the_statement_wins() {
+    let cluster = replicated(1, &[]);
+    let ports = ports(&cluster);
+    cluster.psql(0, "create role mover login; create role teller login; create role plain login").unwrap();
+    let text = "[[listeners]]\nlisten = [\"127.0.0.1:0\"]\nroute = \"replica\"\nconsistency = \"eventual\"\n\
+                [[listeners]]\nlisten = [\"127.0.0.1:0\"]\nroute = \"primary\"\n\
+                [databases.other]\nroute = \"primary\"\nDATABASE\n\
+                [users.mover]\nroute = \"primary\"\nconsistency = \"global\"\n[users.teller]\nroute = \"auto\"\n";
+    let database = format!("url = \"{}\"\ndbname = \"postgres\"", url(&ports));
+    let dir = Dir::new();
+    let config = dir.write("ambassador.toml", &text.replace("DATABASE", &database));
+    let ambassador = routed(&ports, ports[0], &["--config", config.to_str().unwrap()]);
+    let [auto, replica, primary] = ambassador.ports[..] else { panic!("{:?}", ambassador.ports) };
+    let login = |port, user, database, options: &str| {
+        Client::login(port, &[("user", user), ("database", database), ("options", options)])
+    };
+    // Whoever comes first to a database finds its functions unknown.
+    for (user, database) in
+        [("postgres", "postgres"), ("mover", "postgres"), ("teller", "postgres"), ("plain", "other")]
+    {
+        let mut client = login(auto, user, database, "-c ambassador.route=replica -c ambassador.consistency=eventual");
+        wait_until("its reads may go to a replica", || {
+            client.query("select 1");
+            route_of(&mut client).0 == "replica"
+        });
+    }
+    let cases = [
+        (auto, "postgres", "postgres", "", "auto", "session", ("replica", "read")),
+        (replica, "postgres", "postgres", "", "replica", "eventual", ("replica", "listener")),
+        (primary, "postgres", "postgres", "", "primary", "session", ("primary", "listener")),
+        (auto, "mover", "postgres", "", "primary", "global", ("primary", "user")),
+        (replica, "mover", "postgres", "", "primary", "global", ("primary", "user")),
+        (primary, "teller", "postgres", "", "auto", "session", ("replica", "read")),
+        (auto, "plain", "other", "", "primary", "session", ("primary", "configuration")),
+        (replica, "plain", "other", "", "replica", "eventual", ("replica", "listener")),
+        (primary, "postgres", "postgres", "-c ambassador.route=auto", "auto", "session", ("replica", "read")),
+        (
+            replica,
+            "mover",
+            "postgres",
+            "-c ambassador.route=replica",
+            "replica",
+            "global",
+            ("replica", "ambassador.route"),
+        ),
+    ];
+    for (port, user, database, options, route, consistency, (destination, reason)) in cases {
+        let case = format!("{user} at {port} in {database} with {options:?}");
+        wait_until(&case, || {
+            let mut client = login(port, user, database, options);
+            assert_eq!(client.value("show ambassador.route"), route, "{case}");
+            assert_eq!(client.value("show ambassador.consistency"), consistency, "{case}");
+            client.query("select 1");
+            // A read that waits in vain for a probe, or for a connection, goes to the primary this once.
+            let went = route_of(&mut client);
+            assert!(went.1 == reason || (destination == "replica" && went.0 == "primary"), "{case}: {went:?}");
+            (went.0.as_str(), went.1.as_str()) == (destination, reason)
+        });
+    }
+    // Nearer than all of them is a comment. What surely writes goes to the primary all the same.
+    let mut client = login(primary, "postgres", "postgres", "");
+    wait_until("a hint overrules the listener", || {
+        client.query("/* ambassador: replica */ select 1");
+        route_of(&mut client) == ("replica".to_owned(), "hint in a comment".to_owned())
+    });
+    let mut client = login(replica, "postgres", "postgres", "");
+    client.query("create table at_the_primary ()");
+    assert_eq!(route_of(&mut client), ("primary".to_owned(), "command".to_owned()));
+    for (sql, destination, reason) in [
+        ("set ambassador.route = 'primary'", "primary", "ambassador.route"),
+        ("reset ambassador.route", "replica", "listener"),
+    ] {
+        client.query(sql);
+        // What a SET has done is asked of its server, which a request that comes meanwhile goes to as well.
+        wait_until(sql, || {
+            client.query("select 1");
+            route_of(&mut client) == (destination.to_owned(), reason.to_owned())
+        });
+    }
+    assert_eq!(client.value("show ambassador.route"), "replica");
+}
+
+#[test]
+fn a_session_that_has_only_set_something_has_not_written() {
+    let cluster = replicated(1, &[]);
+    let ports = ports(&cluster);
+    cluster.psql(0, "create table filled (a int)").unwrap();
+    let ambassador = routed(&ports, ports[0], &[]);
+    let login = || {
+        let options = ("options", "-c ambassador.consistency=primary");
+        Client::login(ambassador.port, &[("user", "postgres"), ("database", "postgres"), options])
+    };
+    let extended = [parse("", "set a.b = 'c'"), bind("", "", &[]), describe(b'P', ""), execute("", 0), sync()].concat();
+    for request in [
+        query("set application_name = 'login'"),
+        extended,
+        query("set time zone 'UTC'; set a.b = 'c'; show transaction_read_only"),
+        query("reset all"),
+        query("select set_config('a.b', 'c', false)"),
+        query("begin; set local a.b = 'c'; commit"),
+        query("discard all"),
+    ] {
+        let mut client = login();
+        let answer = client.exchange(&request);
+        assert!(answer.iter().all(|message| message.tag != b'E'), "{answer:?}");
+        wait_until("its reads go to a replica", || {
+            client.query("select 1");
+            let (destination, reason) = route_of(&mut client);
+            assert_ne!(reason, "session has written", "{}", request.escape_ascii());
+            destination == "replica"
+        });
+    }
+    for request in ["insert into filled values (1)", "set a.b = 'c'; insert into filled values (1)", "notify c"] {
+        let mut client = login();
+        client.query(request);
+        // What a SET has done is asked of its server, which a request that comes meanwhile goes to as well.
+        wait_until("its server is free", || {
+            client.query("select 1");
+            let (destination, reason) = route_of(&mut client);
+            assert_eq!(destination, "primary", "{request}");
+            reason == "session has written"
+        });
+    }
+    // Nor does a write pass for a read that comes while the server is asked.
+    let mut client = login();
+    client.send(&[query("set a.b = 'd'"), query("insert into filled values (2)")].concat());
+    client.read_until(b"Z").unwrap();
+    client.read_until(b"Z").unwrap();
+    client.query("set a.b = 'e'");
+    client.query("insert into filled values (3)");
+    wait_until("its server is free", || {
+        client.query("select 1");
+        let (destination, reason) = route_of(&mut client);
+        assert_eq!(destination, "primary");
+        reason == "session has written"
+    });
+}
+
+#[test]
+fn the_first_connection_to_a_replica_serves_the_read_that_it_was_made_for() {
+    let cluster = replicated(1, &[]);
+    let ports = ports(&cluster);
+    cluster.psql(0, "create role fresh superuser login").unwrap();
+    // However busy the machine is: a probe is waited for.
+    let ambassador = routed(&ports, ports[0], &["--set", "wait_for_replica=30s"]);
+    let mut client = Client::login(ambassador.port, &[("user", "fresh"), ("database", "postgres")]);
+    for batch in [false, true] {
+        client.query(&format!("create table first_{batch} ()"));
+        let servers = ambassador.show("SERVERS");
+        assert_eq!(servers.iter().filter(|row| row[1].as_deref() == Some("fresh")).count(), 1, "{servers:?}");
+        if batch {
+            let batch = [parse("", WHERE), bind("", "", &[]), execute("", 0), sync()].concat();
+            let rows = client.exchange(&batch);
+            let row = rows.iter().find(|message| message.tag == b'D').unwrap();
+            assert_eq!(row.columns(), [Some(ports[1].to_string())]);
+        } else {
+            assert_eq!(port_of(&mut client), ports[1]);
+        }
+        assert_eq!(route_of(&mut client), ("replica".to_owned(), "read".to_owned()));
+        // The next one is the first again.
+        let mut console = Client::login(ambassador.port, &[("user", "ambassador"), ("database", "ambassador")]);
+        console.query("RECONNECT");
+        client.query("select pg_advisory_xact_lock(1)");
+    }
+}
+
+#[test]
+fn a_reload_changes_where_the_reads_of_users_and_listeners_go() {
+    let cluster = replicated(1, &[]);
+    let ports = ports(&cluster);
+    let dir = Dir::new();
+    let said = |listener: &str, user: &str| {
+        let text = format!(
+            "[[listeners]]\nlisten = [\"127.0.0.1:0\"]\nroute = \"{listener}\"\n[users.postgres]\nroute = \"{user}\"\n"
+        );
+        dir.write("ambassador.toml", &text)
+    };
+    let config = said("primary", "");
+    let ambassador = routed(&ports, ports[0], &["--config", config.to_str().unwrap()]);
+    let reload = || {
+        let mut console = Client::login(ambassador.port, &[("user", "ambassador"), ("database", "ambassador")]);
+        console.query("RELOAD");
+    };
+    let listener = ambassador.ports[1];
+    let mut client = Client::new(listener);
+    assert_eq!(client.value("show ambassador.route"), "primary");
+    said("replica", "");
+    reload();
+    assert_eq!(Client::new(listener).value("show ambassador.route"), "replica");
+    assert_eq!(client.value("show ambassador.route"), "primary", "who is there stays where it came in");
+    said("replica", "auto");
+    reload();
+    assert_eq!(client.value("show ambassador.route"), "auto");
+    wait_until("its reads go to a replica", || port_of(&mut client) == ports[1]);
 }

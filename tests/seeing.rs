@@ -249,3 +249,31 @@ fn a_function_that_an_operator_vouches_for_runs_on_a_replica() {
     assert_eq!(explain(&ambassador, "select geo.far()")[0]["destination"], "replica");
     assert_eq!(client.value("select geo.near()"), ports[0].to_string());
 }
+
+#[test]
+fn a_read_that_no_replica_may_have_is_told_the_true_reason() {
+    let (cluster, ports) = replicated(1);
+    let hosts = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect::<Vec<_>>().join(",");
+    let url = format!("postgres://{hosts}/?sslmode=disable");
+    let out_of_service = Ambassador::start(&[&format!("{url}&weights=1,0")]);
+    let reason = |client: &mut Client| {
+        client.query("select 1");
+        client.query("show last route")[0][2].clone().unwrap()
+    };
+    let mut client = Client::new(out_of_service.port);
+    wait_until("the functions are known", || reason(&mut client) != "functions not known yet");
+    assert_eq!(reason(&mut client), "every replica has weight 0");
+    assert_eq!(explain(&out_of_service, "select 1")[1]["remark"], "its weight is 0");
+    let ambassador = routed(&ports, "", &[]);
+    let mut client = Client::login(
+        ambassador.port,
+        &[("user", "postgres"), ("database", "postgres"), ("options", "-c ambassador.consistency=primary")],
+    );
+    client.query("create table written ()");
+    assert_eq!(reason(&mut client), "session has written");
+    cluster.stop(1, "immediate").unwrap();
+    wait_until("the replica is down", || explain(&ambassador, "select 1")[1]["remark"].starts_with("down: "));
+    assert_eq!(explain(&ambassador, "select 1")[0]["reason"], "no replica is up");
+    let mut client = Client::new(ambassador.port);
+    assert_eq!(reason(&mut client), "no replica is up");
+}

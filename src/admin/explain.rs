@@ -6,7 +6,8 @@ use crate::pool::{PoolName, PoolSet, Routes};
 use crate::routing::balance::{self, Unfit, WhyPrimary};
 use crate::routing::explain::{Explained, explain};
 use crate::routing::{
-    Causal, Choice, Consistency, Destination, Load, Moment, NodeId, NodeView, Reason, Tick, Topology, choose, verdict,
+    Causal, Choice, Consistency, Destination, Leaning, Load, Moment, NodeId, NodeView, Preference, Reason, Tick,
+    Topology, choose, verdict,
 };
 use crate::sql::reads::Plain;
 use std::collections::HashMap;
@@ -93,7 +94,8 @@ fn routed(name: &PoolName, routes: &Routes, sql: &str) -> Vec<Vec<Cell>> {
     };
     let now = Instant::now();
     let learned = routes.record().remembers(verdict::fingerprint(sql.as_bytes(), true), now);
-    let went = explained.destination(learned);
+    let leaning = Leaning::of(None, routes.user, Preference::default(), routes.config.route);
+    let went = explained.destination(leaning, learned);
     let topology = routes.monitor.topology();
     let fate = match went.0 {
         Destination::Replica => fate(routes, &topology, went, now),
@@ -122,6 +124,11 @@ fn fresh(node: &NodeView, topology: &Topology, consistency: Consistency, now: In
     Causal::default().is_fresh(node, topology, consistency, begun).map(drop).map_err(|why| why.as_str())
 }
 
+/// What a session that has come in by no listener in particular begins with.
+fn consistency_of(routes: &Routes) -> Consistency {
+    Consistency::of(None, routes.user, Preference::default(), routes.config.consistency)
+}
+
 fn load(node: &NodeView, routes: &Routes) -> Load {
     routes.pool_of(node.id).map(|pool| pool.load()).unwrap_or_default()
 }
@@ -130,7 +137,7 @@ fn fate(routes: &Routes, topology: &Topology, went: (Destination, Reason), now: 
     let config = &routes.config;
     let mut fate = Fate { went, chosen: HashMap::new(), tier: None };
     for _ in 0..DRAWS {
-        let fresh = |node: &NodeView| fresh(node, topology, config.consistency, now).is_ok();
+        let fresh = |node: &NodeView| fresh(node, topology, consistency_of(routes), now).is_ok();
         match choose(topology, &config.policy, now, fastrand::u64(..), true, fresh, |node| load(node, routes)) {
             Choice::Replica(id) | Choice::Queue(id) => {
                 *fate.chosen.entry(id).or_default() += 1;
@@ -158,16 +165,14 @@ fn why_not(node: &NodeView, routes: &Routes, topology: &Topology, fate: &Fate, n
             let lag = node.lag.unwrap_or_default();
             return Some(format!("lagging: {} ms behind, and max_lag is {:?}", lag.as_millis(), policy.max_lag));
         }
+        Err(Unfit::NoWeight) => return Some("its weight is 0".to_owned()),
         Err(Unfit::NoReplica | Unfit::NotUp | Unfit::NotFresh) => {
             let why = node.state.why().map(|why| format!(": {why}")).unwrap_or_default();
             return Some(format!("{}{why}", node.state.as_str()));
         }
         Ok(()) => {}
     }
-    if node.weight == 0 {
-        return Some("its weight is 0".to_owned());
-    }
-    if let Err(why) = fresh(node, topology, routes.config.consistency, now) {
+    if let Err(why) = fresh(node, topology, consistency_of(routes), now) {
         return Some(format!("not fresh: {why}"));
     }
     if load(node, routes).saturated {

@@ -61,6 +61,9 @@ pub fn render(telemetry: &Telemetry, context: &Context, vitals: Vitals) -> Strin
     ] {
         telemetry.set(metric, &[], load(counter));
     }
+    if let Some(log) = &context.access_log {
+        telemetry.set(&t::ACCESS_LOG_DROPPED, &[], log.dropped());
+    }
     render_clients(telemetry, clients);
     render_listening(telemetry, &context.hubs);
     for monitor in context.directory.monitors() {

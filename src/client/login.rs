@@ -10,6 +10,7 @@ use crate::net::{Socket, Stream, scratch};
 use crate::pool::directory::{NoSuchDatabase, Purpose, Replication};
 use crate::pool::{Full, LeaseError, Member, Pool, PoolSet, Welcome};
 use crate::random;
+use crate::routing::Preference;
 use crate::secret::SecretString;
 use crate::session::settings::Settings;
 use crate::session::{Params, PoolMode, Session};
@@ -33,6 +34,8 @@ pub struct Door {
     pub tls: RwLock<Option<Arc<DoorTls>>>,
     /// Whether a client without TLS is refused.
     pub tls_required: bool,
+    /// What is said of the reads of those who come in here; a reload may change it for those who come later.
+    pub preference: RwLock<Preference>,
 }
 
 /// TLS of a [`Door`].

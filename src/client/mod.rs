@@ -1,5 +1,6 @@
 //! One client, from hello to goodbye.
 
+mod access;
 mod cancel;
 mod cleanup;
 pub mod entry;
@@ -15,6 +16,7 @@ pub use entry::{ClientEntry, Clients};
 pub use limits::Limits;
 pub use login::{AuthQuery, Door, DoorTls};
 
+use crate::access_log::AccessLog;
 use crate::auth::UserList;
 use crate::auth::scram::Mock;
 use crate::credentials::{BoxFuture, PassThrough, Proof};
@@ -63,6 +65,8 @@ pub struct Context {
     pub sources: Mutex<HashMap<PoolName, Arc<PassThrough>>>,
     /// What became of connections.
     pub counters: Counters,
+    /// Where a line is written for each request, if there is such a place.
+    pub access_log: Option<Arc<AccessLog>>,
     /// New clients are refused.
     pub closed: AtomicBool,
 }
@@ -219,6 +223,8 @@ async fn open(
                 hubs: Arc::clone(&context.hubs),
                 interners: Arc::clone(&context.interners),
                 limits: context.limits(),
+                listener: *door.preference.read().unwrap_or_else(PoisonError::into_inner),
+                access_log: context.access_log.clone(),
             };
             let id = opened.listed.entry.id;
             let places = (opened.listed, opened.member);

@@ -4,14 +4,17 @@
 //! the server connection while it has it; nothing is sent between tasks for a query, and no lock is held while waiting.
 //! Buffers are the thread's ([`scratch`]); what a step leaves over is kept here until the next.
 
+use super::access::{Access, Served, error_in};
 use super::cleanup;
 use super::entry::{ClientState, Listed, Order};
 use super::hearing::Hearing;
 use super::limits::Limits;
 use super::route::{self, Go, LOOK_AGAIN, Router};
+use crate::access_log::AccessLog;
 use crate::listen::Hubs;
 use crate::net::{Stream, scratch};
 use crate::pool::{Lease, LeaseError, Member, Pool, PoolSet, Stats, View, Wait, Wish};
+use crate::routing::{Destination, Preference};
 use crate::session::{
     AtRest, Interners, Next, Outbound, OwnRequest, Parting, Pins, PoolMode, ServerLoss, Session, Violation,
 };
@@ -84,6 +87,10 @@ pub(super) struct Upstream {
     pub(super) interners: Arc<Interners>,
     /// Timeouts.
     pub(super) limits: Arc<Limits>,
+    /// What is said of the reads of whoever comes in where this client has.
+    pub(super) listener: Preference,
+    /// Where a line is written for each request.
+    pub(super) access_log: Option<Arc<AccessLog>>,
 }
 
 /// One client being served.
@@ -127,6 +134,8 @@ pub(super) struct Relay {
     timer: Option<Pin<Box<Sleep>>>,
     pub(super) clock: Clock,
     pub(super) tally: Tally,
+    /// What the access log is to say of its requests, if there is one.
+    access: Option<Box<Access>>,
 }
 
 /// The server of the client.
@@ -220,13 +229,17 @@ impl Relay {
     /// Serves a client that has just logged in.
     pub(super) fn new(
         stream: Stream,
-        session: Session,
+        mut session: Session,
         places: (Listed, Member),
         upstream: Upstream,
         input: Vec<u8>,
     ) -> Self {
         let (listed, member) = places;
-        let router = Router::new(&upstream.pools, session.settings());
+        let access = upstream.access_log.as_ref().map(Access::new);
+        if access.is_some() {
+            session.watch_outcome();
+        }
+        let router = Router::new(&upstream.pools, session.settings(), upstream.listener);
         Self {
             stream,
             router,
@@ -252,6 +265,7 @@ impl Relay {
             timer: None,
             clock: Clock { heard: Some(Instant::now()), ..Clock::default() },
             tally: Tally::default(),
+            access,
         }
     }
 
@@ -527,6 +541,10 @@ impl Relay {
             lease.pool().stats.record_query(now.saturating_duration_since(since));
         }
         let completed = self.session.take_completed();
+        if self.access.is_some() && completed > 0 {
+            self.log_access(Some(completed), None);
+        }
+        let Server::Leased(lease) = &mut self.server else { return Ok(()) };
         if self.session.mode() == PoolMode::Statement && lease.side.tx().is_open() {
             let report =
                 Report::ours(SqlState::ACTIVE_TRANSACTION, "transaction blocks not allowed in statement pooling mode");
@@ -567,6 +585,9 @@ impl Relay {
         }
         if self.hearing.is_some() || self.session.holds_ready() {
             self.heard_changes();
+        }
+        if let Some(access) = &mut self.access {
+            access.count_from((self.tally.received, self.tally.sent));
         }
         if parting == Parting::Part {
             self.release(now);
@@ -616,6 +637,44 @@ impl Relay {
         self.input = input;
         self.quiet = false;
         self.unhandled = true;
+    }
+
+    /// The access log hears of the request that is over. `error` is one of ours that ended it.
+    /// `taken`: so many answers were counted, and taken from the session's count.
+    #[cold]
+    fn log_access(&mut self, taken: Option<u64>, error: Option<SqlState>) {
+        let now = self.clock.now();
+        let served = match &self.server {
+            Server::Leased(lease) => {
+                let last = self.router.as_ref().and_then(|router| router.last());
+                let replica = last.map_or(lease.side.is_in_recovery(), |last| last.to == Destination::Replica);
+                Served {
+                    role: Some(if replica { "replica" } else { "primary" }),
+                    server: Some(lease.pool().node.address.to_string()),
+                    reason: last.map(|last| last.reason.as_str()),
+                }
+            }
+            Server::None | Server::Waiting(_) => Served::default(),
+        };
+        let mut outcome = self.session.take_outcome();
+        outcome.error = outcome.error.or(error);
+        let bytes = (self.tally.received, self.tally.sent);
+        if let Some(access) = &mut self.access {
+            let requests = access.untold(taken.unwrap_or(self.session.completed()), taken.is_some());
+            access.ends(&self.listed.entry, &self.session, &served, (requests, outcome), bytes, now);
+            access.count_from(bytes);
+        }
+    }
+
+    /// The same of what was answered here: to be asked before it is sent.
+    #[cold]
+    fn log_answered(&mut self, answer: &[u8]) {
+        let is_over = matches!(answer, [.., b'Z', 0, 0, 0, 5, _]);
+        let busy = matches!(&self.server, Server::Leased(lease) if lease.side.is_busy());
+        let under_way = self.access.as_ref().is_some_and(|access| access.is_under_way());
+        if is_over && !busy && under_way {
+            self.log_access(None, error_in(answer));
+        }
     }
 
     fn stats(&self) -> &Stats {
@@ -744,6 +803,9 @@ impl Relay {
         } else {
             self.session.on_server_lost(&mut lease.side, report, &mut self.output)
         };
+        if self.access.as_ref().is_some_and(|access| access.is_under_way()) {
+            self.log_access(None, Some(report.code));
+        }
         let mut mid_frame = false;
         if let Server::Leased(lease) = self.part_from_server() {
             mid_frame = lease.side.is_mid_frame();
@@ -828,6 +890,9 @@ impl Relay {
         loop {
             head.clear();
             let rest = &data[at..];
+            if let Some(access) = &mut self.access {
+                access.look(&self.session, rest, self.clock.now());
+            }
             if matches!(self.server, Server::Leased(_)) && !attached {
                 match self.ask_ambassador(rest, answer) {
                     Asked::No => {}
@@ -836,6 +901,13 @@ impl Relay {
                         continue;
                     }
                     Asked::Later => break,
+                }
+                if let (Some(router), Server::Leased(lease)) = (&mut self.router, &self.server)
+                    && router.has_only_read()
+                    && lease.side.owes_its_client_nothing()
+                    && !self.session.is_mid_request()
+                {
+                    router.follows(&self.session, rest);
                 }
             }
             let mut out = Outbound::new(rest, head);
@@ -862,6 +934,9 @@ impl Relay {
                             self.clock.transaction.get_or_insert(now);
                             self.listed.entry.note_request(now);
                             self.requests += 1;
+                            if let Some(access) = &mut self.access {
+                                access.sends(now);
+                            }
                             self.listed.entry.set_request(self.requests);
                         }
                         // A broken connection is found when it is read.
@@ -947,6 +1022,9 @@ impl Relay {
                 self.clock.heard = Some(self.clock.now());
             }
             self.tally.sent += answer.len() as u64;
+            if self.access.is_some() {
+                self.log_answered(answer);
+            }
             if self.output.is_empty() {
                 write_or_keep(&mut self.stream, cx, [answer, &[]], &mut self.output)?;
             } else {
@@ -997,10 +1075,10 @@ impl Relay {
                     _ => "ambassador.min_lsn",
                 };
                 // What was set the server tells.
-                if self.session.settings().get(full).is_some() {
+                if self.session.settings().get(full).is_some_and(|value| !value.is_empty()) {
                     return Asked::No;
                 }
-                vec![(full, Some(route::default_of(name, &self.upstream.pools)))]
+                vec![(full, Some(route::default_of(name, &self.upstream.pools, self.upstream.listener)))]
             }
             OwnRequest::Set(name, value) => match route::check_setting(name, value) {
                 // An error would have to fail the server's transaction, too. A value that means nothing is passed over.
@@ -1031,7 +1109,7 @@ impl Relay {
     #[inline]
     fn takes(&mut self, lease: &Lease) -> bool {
         match &mut self.router {
-            Some(router) if router.is_for_replica() => router.takes(lease),
+            Some(router) if router.is_for_replica() => router.takes(lease, self.clock.now()),
             Some(_) | None => !self.upstream.pools.is_demoted(lease),
         }
     }
@@ -1146,8 +1224,13 @@ impl Relay {
         if let Some(router) = &mut self.router {
             router.forget_request();
         }
+        let before = self.output.len();
         let taken = self.session.refuse(report, &self.input, &mut self.output).map_err(protocol_error)?;
         self.input.drain(..taken);
+        if self.access.is_some() {
+            self.tally.sent += (self.output.len() - before) as u64;
+            self.log_access(None, Some(report.code));
+        }
         self.unhandled = !self.input.is_empty();
         Ok(())
     }
@@ -1284,6 +1367,14 @@ impl Relay {
     /// Ends the connection: tells the client if it is to be told, and sees to the server.
     async fn leave(mut self, stop: Stop) -> End {
         let now = Instant::now();
+        if self.access.as_ref().is_some_and(|access| access.is_under_way()) {
+            let error = match &stop {
+                Stop::Fatal(report) | Stop::Told(report) | Stop::Client(End::Ended(report)) => Some(report.code),
+                Stop::Panicked => Some(SqlState::INTERNAL_ERROR),
+                Stop::Client(End::Left | End::Io(_) | End::Protocol(_) | End::Panicked) => None,
+            };
+            self.log_access(None, error);
+        }
         let completed = self.session.take_completed();
         if self.tally.received > 0 || completed > 0 {
             let tally = std::mem::take(&mut self.tally);

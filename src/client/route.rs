@@ -9,12 +9,12 @@ use crate::monitor::{Busy, Facts, Watcher};
 use crate::pool::{Lease, Pool, PoolSet, Routes};
 use crate::routing::verdict::{self, Wish};
 use crate::routing::{
-    Causal, Choice, Consistency, Destination, Fresh, Load, Lsn, Moment, NodeId, NodeView, Reason, Verdict, balance,
-    choose,
+    Causal, Choice, Consistency, Destination, Fresh, Leaning, Load, Lsn, Moment, NodeId, NodeView, Preference, Reason,
+    Verdict, balance, choose,
 };
 use crate::session::settings::Settings;
 use crate::session::{Extent, Refusal, Session, Spoken, invalid_value};
-use crate::sql::reads::{Modes, Transaction};
+use crate::sql::reads::{Modes, Transaction, writes_nothing};
 use crate::wire::{Report, SqlState};
 use std::future::Future;
 use std::pin::Pin;
@@ -54,15 +54,19 @@ pub(super) struct Router {
     watcher: Watcher,
     facts: Option<Arc<Facts>>,
     causal: Causal,
+    /// What is said of the listener that the client came in by.
+    listener: Preference,
     wishes: Wishes,
     /// When the request at hand was first looked at.
     begun: Option<Moment>,
-    /// It has waited for a probe.
+    /// It has waited for a probe that shows some replica to be fresh enough.
     waited: bool,
     /// It has waited for a connection in vain, and goes wherever there is one.
     impatient: bool,
     /// The request that was judged last is one statement that only reads.
     single_read: bool,
+    /// It has waited for one that shows this of a connection that was made for it.
+    waited_connected: bool,
     wait: Option<Pin<Box<dyn Future<Output = bool> + Send>>>,
     /// When it may wait again.
     may_wait: Option<Instant>,
@@ -99,8 +103,10 @@ struct UnderWay {
     node: NodeId,
     /// Nothing that was sent may write.
     reads: bool,
-    /// Nothing was sent yet.
+    /// Nothing was sent yet, or what goes out next was judged: see [`Router::follows`].
     unsent: bool,
+    /// Something was sent already.
+    sent: bool,
     replica: Option<Fresh>,
     busy: Busy,
     since: Instant,
@@ -114,10 +120,10 @@ pub(super) struct LastRoute {
     pub(super) reason: Reason,
 }
 
-/// What a client's settings say of routing.
+/// What a client's settings say of routing, and what is said of its user and its listener where they say nothing.
 struct Wishes {
     of: Settings,
-    route: Wish,
+    leaning: Leaning,
     consistency: Consistency,
     min_lsn: Option<Lsn>,
     read_only: bool,
@@ -135,11 +141,14 @@ fn is_on(value: Option<&str>) -> bool {
 }
 
 impl Wishes {
-    fn of(settings: &Settings, consistency: Consistency) -> Self {
-        let get = |name| settings.get(name);
+    fn of(settings: &Settings, routes: &Routes, listener: Preference) -> Self {
+        // What was reset is an empty string ever after.
+        let get = |name| settings.get(name).filter(|value| !value.is_empty());
+        let (user, config) = (routes.user, &routes.config);
+        let consistency = get("ambassador.consistency").and_then(Consistency::parse);
         Self {
-            route: get("ambassador.route").and_then(Wish::parse).unwrap_or_default(),
-            consistency: get("ambassador.consistency").and_then(Consistency::parse).unwrap_or(consistency),
+            leaning: Leaning::of(get("ambassador.route").and_then(Wish::parse), user, listener, config.route),
+            consistency: Consistency::of(consistency, user, listener, config.consistency),
             min_lsn: get("ambassador.min_lsn").and_then(|text| text.trim().parse().ok()),
             read_only: is_on(get("default_transaction_read_only")),
             serializable: get("default_transaction_isolation")
@@ -163,7 +172,7 @@ struct Judged {
 
 impl Router {
     /// A router for a client of these pools; none where there is nothing to choose from.
-    pub(super) fn new(pools: &PoolSet, settings: &Settings) -> Option<Box<Self>> {
+    pub(super) fn new(pools: &PoolSet, settings: &Settings, listener: Preference) -> Option<Box<Self>> {
         let version = pools.version();
         let routes = pools.routes()?;
         let mut causal = Causal::default();
@@ -175,11 +184,13 @@ impl Router {
             watcher: routes.monitor.watcher(),
             facts: routes.knowledge().newest(),
             causal,
-            wishes: Wishes::of(settings, routes.config.consistency),
+            listener,
+            wishes: Wishes::of(settings, &routes, listener),
             begun: None,
             waited: false,
             impatient: false,
             single_read: false,
+            waited_connected: false,
             wait: None,
             may_wait: None,
             once: None,
@@ -198,7 +209,7 @@ impl Router {
             self.version = pools.version();
             let Some(routes) = pools.routes() else { return false };
             self.watcher = routes.monitor.watcher();
-            self.wishes = Wishes::of(settings, routes.config.consistency);
+            self.wishes = Wishes::of(settings, &routes, self.listener);
             self.facts = None;
             self.routes = routes;
         }
@@ -209,7 +220,7 @@ impl Router {
         }
         if !self.wishes.of.same(settings) {
             let before = self.wishes.min_lsn;
-            self.wishes = Wishes::of(settings, self.routes.config.consistency);
+            self.wishes = Wishes::of(settings, &self.routes, self.listener);
             if self.wishes.min_lsn != before {
                 self.note_min_lsn();
             }
@@ -230,6 +241,9 @@ impl Router {
             self.forget_request();
             return Go::Primary;
         }
+        if self.wait.is_some() {
+            return Go::Wait;
+        }
         self.routes.monitor.touch(now);
         if let Some(reason) = self.once {
             let reads = match session.look_at_request(input, |_| true) {
@@ -247,6 +261,9 @@ impl Router {
             Candidate::Unfinished => return Go::Unfinished,
         };
         let begun = *self.begun.get_or_insert_with(|| self.routes.monitor.moment(now));
+        if self.wishes.consistency == Consistency::Primary && self.causal.has_written() {
+            return self.choose_primary(Reason::HasWritten, Some(len));
+        }
         self.causal.settle(self.watcher.get());
         let choice = self.choose(begun, !self.impatient, now);
         let topology = self.watcher.get();
@@ -361,32 +378,37 @@ impl Router {
             }
             (_, Extent::Unfinished) => return primary(Reason::Opaque),
         };
-        let (wish, hinted) = match judged.comment {
-            Wish::Auto => (self.wishes.route, Reason::Setting),
-            comment @ (Wish::Primary | Wish::Replica) => (comment, Reason::Comment),
-        };
+        let leaning = self.wishes.leaning.unless(judged.comment);
         if let Some(begun) = begin {
-            return self.judge_transaction(begun, &judged, wish, hinted);
+            return self.judge_transaction(begun, &judged, leaning);
         }
-        let single = judged.statements == 1;
-        match judged.verdict {
-            Verdict::Write(reason) if wish == Wish::Replica && reason.is_doubt() => {
-                Candidate::Replica { reason: hinted, transaction: false, len, single }
+        match judged.verdict.destination(leaning, self.wishes.serializable, judged.learned) {
+            (Destination::Replica, reason) => {
+                Candidate::Replica { reason, transaction: false, len, single: judged.statements == 1 }
             }
-            Verdict::Write(reason) => primary(reason),
-            Verdict::Cursor => primary(Reason::Session),
-            Verdict::Read if wish == Wish::Primary => Candidate::Primary { reason: hinted, reads: Some(len) },
-            Verdict::Read if self.wishes.serializable => primary(Reason::Serializable),
-            Verdict::Read if judged.learned => Candidate::Primary { reason: Reason::Learned, reads: Some(len) },
-            Verdict::Read if wish == Wish::Replica => {
-                Candidate::Replica { reason: hinted, transaction: false, len, single }
+            (Destination::Primary | Destination::Nowhere, reason) => {
+                let reads = match judged.verdict {
+                    Verdict::Read => Some(len),
+                    Verdict::Write(reason) if reason.may_write_nothing() => self.writes_nothing(session, input),
+                    Verdict::Write(_) | Verdict::Cursor => None,
+                };
+                Candidate::Primary { reason, reads }
             }
-            Verdict::Read => Candidate::Replica { reason: Reason::Read, transaction: false, len, single },
+        }
+    }
+
+    /// How long a request is that is no read, if it writes nothing all the same: then it counts as one.
+    #[cold]
+    fn writes_nothing(&self, session: &Session, input: &[u8]) -> Option<usize> {
+        let (strings, catalogue) = (session.standard_strings(), self.facts.as_ref().map(|facts| &facts.catalogue));
+        match session.look_at_request(input, |spoken| writes_nothing(spoken.text, strings, catalogue)) {
+            Extent::Whole(len) => Some(len),
+            Extent::Unfinished | Extent::Enough | Extent::Opaque => None,
         }
     }
 
     /// The first request of a transaction that no server has seen.
-    fn judge_transaction(&self, begun: Modes, judged: &Judged, wish: Wish, hinted: Reason) -> Candidate {
+    fn judge_transaction(&self, begun: Modes, judged: &Judged, leaning: Leaning) -> Candidate {
         let primary = |reason| Candidate::Primary { reason, reads: None };
         let Wishes { read_only, serializable, .. } = self.wishes;
         let set = match judged.transaction {
@@ -404,8 +426,8 @@ impl Router {
         if !modes.allow_replica(read_only, serializable) {
             return primary(Reason::Transaction);
         }
-        if wish == Wish::Primary {
-            return primary(hinted);
+        if leaning.route == Wish::Primary {
+            return primary(leaning.by);
         }
         match judged.verdict {
             Verdict::Write(reason) if set.is_none() => primary(reason),
@@ -494,11 +516,19 @@ impl Router {
         self.single_read
     }
 
-    /// Whether this connection may serve the request at hand. If not, the request goes to the primary.
-    pub(super) fn takes(&mut self, lease: &Lease) -> bool {
+    /// Whether this connection may serve the request at hand. If not, the request waits for a probe that is younger than
+    /// the connection, which goes back to its pool until then; or, if it has waited before, it goes to the primary.
+    pub(super) fn takes(&mut self, lease: &Lease, now: Instant) -> bool {
         let Some(Plan { replica: Some(replica), .. }) = self.plan else { return true };
-        let takes = replica.node == lease.pool().node.id && replica.fresh.takes(lease.entry.connected);
-        if !takes {
+        let (node, connected) = (lease.pool().node.id, lease.entry.connected);
+        let takes = replica.node == node && replica.fresh.takes(connected);
+        let may_wait = !self.waited_connected && self.may_wait.is_none_or(|at| at <= now);
+        if !takes && replica.node == node && may_wait {
+            let limit = FOR_A_PROBE.max(self.routes.config.wait_for_replica);
+            let (monitor, deadline) = (Arc::clone(&self.routes.monitor), now + limit);
+            self.waited_connected = true;
+            self.wait = Some(Box::pin(async move { monitor.sampled_since(node, connected, deadline).await }));
+        } else if !takes {
             self.once = Some(Reason::NewConnection);
             self.routes.monitor.want_sample();
         }
@@ -518,22 +548,43 @@ impl Router {
         self.routes.record().count(to, reason);
         self.last = Some(LastRoute { to, node, reason });
         let (reads, replica_fresh) = (reads == Some(pending), replica.map(|r| r.fresh));
-        self.under_way = Some(UnderWay { node, reads, unsent: true, replica: replica_fresh, busy, since: now });
+        self.under_way =
+            Some(UnderWay { node, reads, unsent: true, sent: false, replica: replica_fresh, busy, since: now });
         replica.map(|replica| replica.transaction)
     }
 
     /// The request at hand is over, or never went anywhere: nothing of it is to be taken for the next one's.
     pub(super) fn forget_request(&mut self) {
         (self.plan, self.once, self.begun) = (None, None, None);
-        (self.waited, self.impatient) = (false, false);
+        (self.waited, self.waited_connected, self.impatient) = (false, false, false);
+    }
+
+    /// Whether what was sent to the server that the client has writes nothing.
+    #[inline]
+    pub(super) fn has_only_read(&self) -> bool {
+        self.under_way.as_ref().is_some_and(|under_way| under_way.sent && under_way.reads)
+    }
+
+    /// The server is kept for a moment after what it was lent for, to be asked what was set, and the client goes on with
+    /// these bytes. To be asked while nothing is owed to the client.
+    pub(super) fn follows(&mut self, session: &Session, input: &[u8]) {
+        let writes_nothing = self.writes_nothing(session, input) == Some(input.len());
+        if let Some(under_way) = &mut self.under_way {
+            under_way.unsent = writes_nothing;
+        }
+    }
+
+    /// Where the last request went.
+    pub(super) fn last(&self) -> Option<LastRoute> {
+        self.last
     }
 
     /// Something goes out. Behind what was judged comes what nobody has asked about.
     #[inline]
     pub(super) fn sends(&mut self) {
-        if let Some(UnderWay { reads, unsent, .. }) = &mut self.under_way {
-            *reads &= *unsent;
-            if !std::mem::take(unsent)
+        if let Some(UnderWay { reads, unsent, sent, .. }) = &mut self.under_way {
+            *reads &= std::mem::take(unsent);
+            if std::mem::replace(sent, true)
                 && let Some(last) = &mut self.last
             {
                 last.reason = Reason::Kept;
@@ -666,13 +717,12 @@ pub(super) fn last_route(router: Option<&Router>) -> Vec<(&'static str, Option<S
 }
 
 /// What one of our settings is where the client has not set it.
-pub(super) fn default_of(name: &str, pools: &PoolSet) -> String {
+pub(super) fn default_of(name: &str, pools: &PoolSet, listener: Preference) -> String {
+    let (database, user) = (pools.database(), pools.preference());
+    let config = &database.config.routing;
     match name {
-        "route" => "auto".to_owned(),
-        "consistency" => {
-            let consistency = pools.routes().map(|routes| routes.config.consistency).unwrap_or_default();
-            consistency.as_str().to_owned()
-        }
+        "route" => Leaning::of(None, user, listener, config.route).route.as_str().to_owned(),
+        "consistency" => Consistency::of(None, user, listener, config.consistency).as_str().to_owned(),
         _ => "0/0".to_owned(),
     }
 }

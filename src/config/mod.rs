@@ -13,11 +13,13 @@ pub mod url;
 pub use resolve::resolve;
 pub use source::{Fault, File, Place, Setting, Sources};
 
+use crate::access_log::AccessLogConfig;
 use crate::auth::{Method, UserList};
 use crate::client::{AuthQuery, Limits};
 use crate::net::SocketOptions;
 use crate::net::tls::{Authorities, ListenerTls};
 use crate::pool::DirectoryConfig;
+use crate::routing::Preference;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,6 +30,8 @@ use std::time::Duration;
 pub struct Config {
     /// Where clients come in by TCP.
     pub listen: Vec<SocketAddr>,
+    /// Further addresses, with a mode of their own.
+    pub listeners: Vec<ListenerConfig>,
     /// Where clients come in by unix socket.
     pub unix: Option<UnixListen>,
     /// Where metrics and health are served.
@@ -54,6 +58,8 @@ pub struct Config {
     pub directory: DirectoryConfig,
     /// What is logged and how.
     pub log: LogConfig,
+    /// Where a line is written for each request.
+    pub access_log: Option<AccessLogConfig>,
     /// How long a stop waits for clients to leave.
     pub drain_timeout: Duration,
     /// How long after that open transactions may take to end.
@@ -99,6 +105,15 @@ impl Config {
         files.dedup();
         files
     }
+}
+
+/// Addresses where clients come in whose reads go somewhere in particular.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerConfig {
+    /// The addresses.
+    pub listen: Vec<SocketAddr>,
+    /// What is said of their reads.
+    pub preference: Preference,
 }
 
 /// Where clients come in by unix socket.

@@ -4,8 +4,10 @@ use super::credentials::{What, Words};
 use super::source::{Place, Raw, Reader};
 use super::url::{self, Url};
 use super::{
-    AuthConfig, Config, ConsoleConfig, Fault, LogConfig, LogFormat, Sources, StartupPolicy, UnixListen, units,
+    AuthConfig, Config, ConsoleConfig, Fault, ListenerConfig, LogConfig, LogFormat, Sources, StartupPolicy, UnixListen,
+    units,
 };
+use crate::access_log::{AccessLogConfig, Target};
 use crate::auth::{Method, Secret, UserList};
 use crate::client::{AuthQuery, Limits};
 use crate::monitor::Habits;
@@ -14,7 +16,8 @@ use crate::net::{Address, SocketOptions};
 use crate::pool::directory::{DatabaseConfig, UserConfig, WILDCARD};
 use crate::pool::{DirectoryConfig, NodeLabels, PoolConfig, RoutingConfig};
 use crate::routing::survey::Location;
-use crate::routing::{Consistency, Fallback};
+use crate::routing::verdict::Wish;
+use crate::routing::{Consistency, Fallback, Preference};
 use crate::secret::SecretString;
 use crate::session::PoolMode;
 use std::collections::HashMap;
@@ -80,6 +83,17 @@ fn is_function_name(text: &str) -> bool {
         && !text.contains(['(', ')', ',', '"'])
 }
 
+fn parse_route(raw: &Raw) -> Result<Wish, String> {
+    let text = raw.text()?;
+    let route = Wish::parse(text).filter(|_| !text.trim().is_empty());
+    route.ok_or_else(|| format!("{text:?}: write {}", url::ROUTES))
+}
+
+fn parse_consistency(raw: &Raw) -> Result<Consistency, String> {
+    let text = raw.text()?;
+    Consistency::parse(text).ok_or_else(|| format!("{text:?}: write {}", url::CONSISTENCIES))
+}
+
 fn mode_name(mode: PoolMode) -> &'static str {
     match mode {
         PoolMode::Session => "session",
@@ -126,6 +140,14 @@ impl Resolver {
         self.0.get(path, default, reloads, parse, ToString::to_string)
     }
 
+    fn percent(&mut self, path: &str, default: u8) -> u8 {
+        let parse = |raw: &Raw| match u8::try_from(raw.count()?) {
+            Ok(percent @ 0..=100) => Ok(percent),
+            Ok(_) | Err(_) => Err("write a number of percent, from 0 to 100".to_owned()),
+        };
+        self.0.get(path, default, true, parse, ToString::to_string)
+    }
+
     fn flag(&mut self, path: &str, default: bool) -> bool {
         self.0.get(path, default, true, Raw::flag, ToString::to_string)
     }
@@ -166,6 +188,7 @@ impl Resolver {
         let tls = self.listener_tls();
         let auth = self.auth(tls.as_ref());
         let listen = self.listen(&auth, tls.as_ref());
+        let listeners = self.listeners(&listen, &auth, tls.as_ref());
         let unix = self.unix();
         let admin_listen = self.admin_listen();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -185,6 +208,7 @@ impl Resolver {
         // Nothing is returned from here before the last setting was asked for: what is not would pass for unknown.
         let config = Config {
             listen,
+            listeners,
             unix,
             admin_listen,
             tls,
@@ -208,6 +232,7 @@ impl Resolver {
                 labels,
             },
             log: self.log(),
+            access_log: self.access_log(),
             drain_timeout: self.duration("drain_timeout", Duration::from_secs(25)),
             drain_grace: self.duration("drain_grace", Duration::from_secs(3)),
             startup: self.startup(),
@@ -321,6 +346,61 @@ impl Resolver {
     }
 
     fn listen(&mut self, auth: &AuthConfig, tls: Option<&ListenerTls>) -> Vec<SocketAddr> {
+        let default: Vec<SocketAddr> =
+            vec![([127, 0, 0, 1], url::DEFAULT_PORT).into(), (std::net::Ipv6Addr::LOCALHOST, url::DEFAULT_PORT).into()];
+        self.addresses("listen", default, auth, tls)
+    }
+
+    /// Addresses beside those, each with what is said of the reads that come in there.
+    fn listeners(&mut self, taken: &[SocketAddr], auth: &AuthConfig, tls: Option<&ListenerTls>) -> Vec<ListenerConfig> {
+        let mut taken = taken.to_vec();
+        let mut listeners = Vec::new();
+        for (at, place) in self.0.tables("listeners") {
+            let path = format!("listeners.{at}");
+            let key = format!("{path}.listen");
+            let listen = self.addresses(&key, Vec::new(), auth, tls);
+            if listen.is_empty() && matches!(self.0.place_of(&key), Place::Nowhere(_)) {
+                self.0.fault(place, "a listener needs an address: write listen = [\"127.0.0.1:5433\"]");
+            }
+            for address in &listen {
+                // Port 0 is another one each time.
+                if address.port() != 0 && taken.contains(address) {
+                    let place = self.0.place_of(&key);
+                    self.0.fault(place, format!("{key}: {address} is listened on already: name each address once"));
+                }
+                taken.push(*address);
+            }
+            listeners.push(ListenerConfig { listen, preference: self.preference(&path) });
+        }
+        listeners
+    }
+
+    /// What is said of the reads of a user or a listener.
+    fn preference(&mut self, path: &str) -> Preference {
+        let parse_route = |raw: &Raw| match raw.text()? {
+            "" => Ok(None),
+            _ => parse_route(raw).map(Some),
+        };
+        let parse_consistency = |raw: &Raw| match raw.text()? {
+            "" => Ok(None),
+            _ => parse_consistency(raw).map(Some),
+        };
+        let show_route = |route: &Option<Wish>| route.map_or("", Wish::as_str).to_owned();
+        let show_consistency = |mode: &Option<Consistency>| mode.map_or("", Consistency::as_str).to_owned();
+        Preference {
+            route: self.0.get(&format!("{path}.route"), None, true, parse_route, show_route),
+            consistency: self.0.get(&format!("{path}.consistency"), None, true, parse_consistency, show_consistency),
+        }
+    }
+
+    /// Addresses to listen on. Those that others can reach have to be safe.
+    fn addresses(
+        &mut self,
+        path: &str,
+        default: Vec<SocketAddr>,
+        auth: &AuthConfig,
+        tls: Option<&ListenerTls>,
+    ) -> Vec<SocketAddr> {
         let parse = |raw: &Raw| {
             let mut addresses = Vec::new();
             for (text, _) in raw.texts()? {
@@ -331,16 +411,14 @@ impl Resolver {
             }
             Ok(addresses)
         };
-        let default: Vec<SocketAddr> =
-            vec![([127, 0, 0, 1], url::DEFAULT_PORT).into(), (std::net::Ipv6Addr::LOCALHOST, url::DEFAULT_PORT).into()];
-        let addresses = self.0.get("listen", default, false, parse, |list: &Vec<SocketAddr>| show_list(list));
+        let addresses = self.0.get(path, default, false, parse, |list: &Vec<SocketAddr>| show_list(list));
         for address in addresses.iter().filter(|address| !address.ip().is_loopback()) {
-            let place = self.0.place_of("listen");
+            let place = self.0.place_of(path);
             if tls.is_none() || auth.method == Method::Trust {
                 self.0.fault(
                     place,
                     format!(
-                        "listen: {address} can be reached from other machines: set tls.cert and tls.key, and an \
+                        "{path}: {address} can be reached from other machines: set tls.cert and tls.key, and an \
                          auth.method other than trust, or listen on 127.0.0.1"
                     ),
                 );
@@ -431,10 +509,6 @@ impl Resolver {
     fn routing(&mut self, path: Option<&str>, default: RoutingConfig) -> RoutingConfig {
         let key = |name: &str| path.map_or_else(|| name.to_owned(), |path| format!("{path}.{name}"));
         let policy = default.policy;
-        let parse_mode = |raw: &Raw| {
-            let text = raw.text()?;
-            Consistency::parse(text).ok_or_else(|| format!("{text:?}: write session, eventual, primary or global"))
-        };
         let parse_fallback = |raw: &Raw| match raw.text()? {
             "primary" => Ok(Fallback::Primary),
             "error" => Ok(Fallback::Error),
@@ -444,10 +518,6 @@ impl Resolver {
             Fallback::Primary => "primary".to_owned(),
             Fallback::Error => "error".to_owned(),
         };
-        let parse_share = |raw: &Raw| match u8::try_from(raw.count()?) {
-            Ok(percent @ 0..=100) => Ok(percent),
-            Ok(_) | Err(_) => Err("write a number of percent, from 0 to 100".to_owned()),
-        };
         let parse_functions = |raw: &Raw| {
             let names: Vec<String> = raw.texts()?.into_iter().map(|(text, _)| text).collect();
             match names.iter().find(|name| !is_function_name(name)) {
@@ -455,8 +525,11 @@ impl Resolver {
                 None => Ok(names.into()),
             }
         };
-        let mode = self.0.get(&key("consistency"), default.consistency, true, parse_mode, |m| m.as_str().to_owned());
+        let route = self.0.get(&key("route"), default.route, true, parse_route, |route| route.as_str().to_owned());
+        let show_mode = |mode: &Consistency| mode.as_str().to_owned();
+        let mode = self.0.get(&key("consistency"), default.consistency, true, parse_consistency, show_mode);
         RoutingConfig {
+            route,
             consistency: mode,
             wait_for_replica: self.duration(&key("wait_for_replica"), default.wait_for_replica),
             read_functions: self
@@ -466,13 +539,7 @@ impl Resolver {
                 max_lag: self.duration(&key("max_lag"), policy.max_lag),
                 slow_start: self.duration(&key("slow_start"), policy.slow_start),
                 fallback: self.0.get(&key("replica_fallback"), policy.fallback, true, parse_fallback, show_fallback),
-                primary_read_share: self.0.get(
-                    &key("primary_read_share"),
-                    policy.primary_read_share,
-                    true,
-                    parse_share,
-                    ToString::to_string,
-                ),
+                primary_read_share: self.percent(&key("primary_read_share"), policy.primary_read_share),
             },
         }
     }
@@ -667,6 +734,7 @@ impl Resolver {
         let (mut prepared_limit, mut max_connections, mut max_clients) =
             (defaults.prepared_limit, defaults.max_connections, None);
         let mut routing = defaults.routing.clone();
+        routing.route = url.route.unwrap_or(routing.route);
         routing.consistency = url.consistency.unwrap_or(routing.consistency);
         routing.policy.max_lag = url.max_lag.unwrap_or(routing.policy.max_lag);
         if let Some(path) = path {
@@ -785,6 +853,7 @@ impl Resolver {
             }
             let user = UserConfig {
                 server_user,
+                preference: self.preference(&format!("users.{name}")),
                 mode,
                 pool_size: limit(self.count(&key("pool_size"), 0, true)),
                 max_connections: limit(self.count(&key("max_server_connections"), 0, false)),
@@ -819,6 +888,26 @@ impl Resolver {
             level: self.0.get("log.level", "info".to_owned(), true, parse_level, Clone::clone),
             format: self.0.get("log.format", LogFormat::Text, false, parse_format, show),
         }
+    }
+
+    fn access_log(&mut self) -> Option<AccessLogConfig> {
+        let parse = |raw: &Raw| match raw.text()? {
+            "" | "off" => Ok(None),
+            "stdout" => Ok(Some(Target::Stdout)),
+            "stderr" => Ok(Some(Target::Stderr)),
+            path if path.contains('/') => Ok(Some(Target::File(path.into()))),
+            other => Err(format!("{other:?}: write stdout, stderr, or a path with a / in it")),
+        };
+        let show = |target: &Option<Target>| match target {
+            None => String::new(),
+            Some(Target::Stdout) => "stdout".to_owned(),
+            Some(Target::Stderr) => "stderr".to_owned(),
+            Some(Target::File(path)) => path.display().to_string(),
+        };
+        let target = self.0.get("access_log", None, false, parse, show);
+        let min_duration = self.duration("access_log_min_duration", Duration::ZERO);
+        let sample = self.percent("access_log_sample", 100);
+        target.map(|target| AccessLogConfig { target, min_duration, sample })
     }
 
     fn startup(&mut self) -> StartupPolicy {

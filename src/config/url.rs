@@ -6,6 +6,7 @@ use crate::credentials::Kind;
 use crate::net::Address;
 use crate::net::tls::{Authorities, SslMode};
 use crate::routing::Consistency;
+use crate::routing::verdict::Wish;
 use crate::secret::SecretString;
 use percent_encoding::percent_decode_str;
 use std::path::PathBuf;
@@ -13,6 +14,10 @@ use std::time::Duration;
 
 /// PostgreSQL's port.
 pub const DEFAULT_PORT: u16 = 5432;
+/// Where reads may be said to go.
+pub(super) const ROUTES: &str = "auto, primary or replica";
+/// What they may be said to miss.
+pub(super) const CONSISTENCIES: &str = "session, eventual, primary or global";
 
 /// What a URL says. What it leaves out is `None` or empty.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -45,6 +50,8 @@ pub struct Url {
     pub keepalives_interval: Option<Duration>,
     /// `keepalives_count`.
     pub keepalives_count: Option<u32>,
+    /// `route`: where reads go.
+    pub route: Option<Wish>,
     /// `consistency`: what reads may miss.
     pub consistency: Option<Consistency>,
     /// `max_lag`, with its unit: replicas that are further behind get no reads.
@@ -101,6 +108,7 @@ const KNOWN: &[&str] = &[
     "aws_region",
     "aws_profile",
     "azure_client_id",
+    "route",
     "consistency",
     "max_lag",
     "zones",
@@ -220,6 +228,7 @@ impl Url {
         list(&mut self.aws_region, other.aws_region);
         one(&mut self.aws_profile, other.aws_profile);
         one(&mut self.azure_client_id, other.azure_client_id);
+        one(&mut self.route, other.route);
         one(&mut self.consistency, other.consistency);
         one(&mut self.max_lag, other.max_lag);
     }
@@ -289,10 +298,10 @@ impl Url {
             "aws_region" => self.aws_region = list(value),
             "aws_profile" => self.aws_profile = Some(value.to_owned()),
             "azure_client_id" => self.azure_client_id = Some(value.to_owned()),
+            "route" => self.route = Some(Wish::parse(value).ok_or_else(|| format!("route={value}: write {ROUTES}"))?),
             "consistency" => {
-                let modes = "session, eventual, primary or global";
-                let mode = Consistency::parse(value).ok_or_else(|| format!("consistency={value}: write {modes}"))?;
-                self.consistency = Some(mode);
+                let mode = Consistency::parse(value);
+                self.consistency = Some(mode.ok_or_else(|| format!("consistency={value}: write {CONSISTENCIES}"))?);
             }
             "max_lag" => self.max_lag = Some(super::units::duration(value)?),
             "zones" => self.zones = list(value),

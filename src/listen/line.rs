@@ -44,7 +44,7 @@ impl OpenError {
                 Verdict::Retry | Verdict::Full => false,
             },
             Self::Lease(LeaseError::Disabled(_) | LeaseError::Closed) => true,
-            Self::Lease(LeaseError::Timeout { .. } | LeaseError::NoPrimary(_)) => false,
+            Self::Lease(LeaseError::Timeout { .. } | LeaseError::NoPrimary(_) | LeaseError::Ambiguous(_)) => false,
             Self::Standby | Self::Broken(_) | Self::Refused(_) | Self::Slow(_) => false,
         }
     }

@@ -15,7 +15,7 @@ pub use meter::{Busy, Meter};
 
 use crate::net::Address;
 use crate::routing::survey::{Known, Location, Probe, Survey};
-use crate::routing::{Causal, Consistency, Moment, NodeId, State, Tick, Topology, Trouble};
+use crate::routing::{Causal, Consistency, Lsn, Moment, NodeId, State, Tick, Topology, Trouble};
 use crate::server::DialError;
 use probe::{Link, NoAnswer};
 use std::collections::HashMap;
@@ -37,6 +37,8 @@ const IDLE_FACTOR: u32 = 10;
 const ACTIVE: Duration = Duration::from_secs(2);
 /// A login takes several round trips, so it may take longer than a probe, by this factor.
 const LOGIN_FACTOR: u32 = 3;
+/// How long a replica may take to answer who waits for a position: no probe of it is sent meanwhile, and others may wait for that.
+const LONGEST_WAIT: Duration = Duration::from_millis(20);
 const UNKNOWN: usize = usize::MAX;
 
 /// How nodes are asked.
@@ -112,6 +114,8 @@ struct Shared {
     primary: AtomicUsize,
     /// Wakes the task of each node.
     kicks: Vec<Notify>,
+    /// For each node, a position that somebody waits for it to replay, and until when.
+    awaited: Vec<Mutex<Option<(Lsn, Instant)>>>,
     born: Instant,
     /// When somebody last needed to know, in milliseconds since `born`.
     needed: AtomicU64,
@@ -172,6 +176,7 @@ impl Monitor {
         let (published, _) = watch::channel(Arc::new(survey.topology()));
         let shared = Arc::new(Shared {
             kicks: members.iter().map(|_| Notify::new()).collect(),
+            awaited: members.iter().map(|_| Mutex::default()).collect(),
             members,
             ticks,
             habits: Mutex::new(habits),
@@ -341,6 +346,20 @@ impl Monitor {
         }
     }
 
+    /// Waits until a node has answered a probe that was sent after this time. False if that was not so in time.
+    pub async fn sampled_since(&self, node: NodeId, time: Instant, deadline: Instant) -> bool {
+        let mut watcher = self.watcher();
+        loop {
+            if watcher.get().node(node).is_some_and(|node| node.sampled >= time) {
+                return true;
+            }
+            self.want_sample();
+            if tokio::time::timeout_at(deadline.into(), watcher.changed()).await.is_err() {
+                return false;
+            }
+        }
+    }
+
     /// Waits until a replica has all that a session needs. False if that was not so in time.
     pub async fn freshness(
         &self,
@@ -356,6 +375,9 @@ impl Monitor {
             let mut sound = topology.nodes.iter().filter(|node| node.is_sound_replica());
             if sound.any(|node| causal.is_fresh(node, topology, consistency, begun).is_ok()) {
                 return true;
+            }
+            if let Some(position) = causal.awaits(topology, consistency, begun) {
+                self.shared.wants_position(position, deadline);
             }
             self.want_sample();
             if tokio::time::timeout_at(deadline.into(), watcher.changed()).await.is_err() {
@@ -380,6 +402,26 @@ impl Shared {
 
     fn kick_all(&self) {
         self.kicks.iter().for_each(Notify::notify_one);
+    }
+
+    /// Somebody waits for any node to replay this. The nearest such position is the one to wait for: who needs more asks again.
+    fn wants_position(&self, position: Lsn, until: Instant) {
+        for awaited in &self.awaited {
+            let mut awaited = lock(awaited);
+            *awaited = Some(match *awaited {
+                Some((other, its)) if other <= position && its > Instant::now() => (other, its),
+                Some(_) | None => (position, until),
+            });
+        }
+    }
+
+    /// The position that a replica is to replay before it is asked anything else, and how long that may take.
+    fn awaited(&self, at: usize) -> Option<(Lsn, Duration)> {
+        let (position, until) = lock(&self.awaited[at]).take()?;
+        let topology = self.published.borrow();
+        let node = &topology.nodes[at];
+        let is_behind = node.is_sound_replica() && node.lsn.is_some_and(|lsn| lsn < position);
+        is_behind.then(|| (position, until.saturating_duration_since(Instant::now()).min(LONGEST_WAIT)))
     }
 
     fn report(&self, node: NodeId, change: impl FnOnce(&mut Survey, usize, Instant)) {
@@ -442,6 +484,20 @@ impl Shared {
             },
         };
         let worked = connected.proven;
+        if let Some((position, patience)) = self.awaited(at) {
+            match timeout(patience + limit, connected.wait_for(position, patience)).await {
+                Ok(Ok(())) => {}
+                // As it would be for a probe.
+                Ok(Err(error)) => {
+                    self.failed(at, Trouble::Lost(error.to_string().into()));
+                    return CLOSEST;
+                }
+                Err(_) => {
+                    self.failed(at, Trouble::Silent(patience + limit));
+                    return CLOSEST;
+                }
+            }
+        }
         let sent = self.ticks.draw();
         let trouble = match timeout(limit, connected.ask()).await {
             Ok(Ok(answer)) => {

@@ -10,7 +10,10 @@ use std::time::Duration;
 /// What does not change while a connection lasts. The search path has the system's own names only.
 const HELLO: &str = "select pg_catalog.pg_size_bytes(pg_catalog.current_setting('wal_block_size')), \
      pg_catalog.pg_size_bytes(pg_catalog.current_setting('wal_segment_size')), \
-     (select count(*) from pg_catalog.pg_proc where proname = 'aurora_replica_status')";
+     (select count(*) from pg_catalog.pg_proc where proname = 'aurora_replica_status'), \
+     pg_catalog.current_setting('server_version_num')";
+/// From this version on a replica can be told to answer when it has replayed a position.
+const WAITS: u32 = 190_000;
 
 /// The cluster's identifier. Not every role may ask for it.
 const SYSTEM: &str = "select system_identifier from pg_catalog.pg_control_system()";
@@ -58,6 +61,8 @@ pub(super) struct Link {
     page: u64,
     segment: u64,
     system: Option<u64>,
+    /// It can be told to answer when it has replayed a position.
+    waits: bool,
     /// Whether it was ever answered.
     pub(super) proven: bool,
 }
@@ -76,6 +81,12 @@ pub(super) enum NoAnswer {
     Broken(#[from] ExchangeError),
     #[error("{0}")]
     Odd(Arc<str>),
+}
+
+/// The statement that waits for a position (PostgreSQL 19). Without an error when the time is over, or after a promotion.
+fn wait_for(position: Lsn, limit: Duration) -> String {
+    let ms = limit.as_millis().max(1);
+    format!("WAIT FOR LSN '{position}' WITH (MODE 'standby_replay', TIMEOUT '{ms}ms', NO_THROW)")
 }
 
 type Row = Vec<Option<String>>;
@@ -112,6 +123,7 @@ impl Link {
             page: cell(&hello, 0).unwrap_or(0),
             segment: cell(&hello, 1).unwrap_or(0),
             system: system.rows.first().and_then(|row| cell(row, 0)),
+            waits: kind == Kind::Full && cell::<u32>(&hello, 3).is_some_and(|version| version >= WAITS),
             server,
             proven: false,
         })
@@ -147,6 +159,19 @@ impl Link {
         }
     }
 
+    /// Waits until the node has replayed a position, but not for longer than `limit`; not at all where it cannot be told to.
+    /// What comes of it proves nothing: only the answer to a probe after it does.
+    ///
+    /// # Errors
+    /// The connection broke. That the node does not understand, or refuses, is none: it is not told to again.
+    pub(super) async fn wait_for(&mut self, position: Lsn, limit: Duration) -> Result<(), NoAnswer> {
+        if self.waits && !limit.is_zero() {
+            let answer = self.server.simple(&wait_for(position, limit)).await?;
+            self.waits = answer.error.is_none();
+        }
+        Ok(())
+    }
+
     fn read(&self, row: &Row) -> Result<Answer, NoAnswer> {
         let in_recovery = flag(row, 0).ok_or_else(|| NoAnswer::Odd("no role".into()))?;
         let written = row.get(3).and_then(|text| u32::from_str_radix(text.as_deref()?, 16).ok());
@@ -167,5 +192,18 @@ impl Link {
     /// Says goodbye.
     pub(super) fn close(self) {
         self.server.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_names_its_position_and_its_limit() {
+        let text = "WAIT FOR LSN '1/16B3748' WITH (MODE 'standby_replay', TIMEOUT '20ms', NO_THROW)";
+        assert_eq!(wait_for("1/16B3748".parse().unwrap(), Duration::from_millis(20)), text);
+        // 0 is no limit at all.
+        assert!(wait_for(Lsn::new(1), Duration::from_micros(1)).contains("TIMEOUT '1ms'"));
     }
 }

@@ -7,7 +7,8 @@ use crate::monitor::{Habits, Login, Member, Monitor, Ticks};
 use crate::net::tls::{SslMode, TlsError, UpstreamTls};
 use crate::net::{Address, SocketOptions};
 use crate::routing::survey::{Known as KnownNode, Location};
-use crate::routing::{Consistency, Fallback, NodeId, Policy};
+use crate::routing::verdict::Wish;
+use crate::routing::{Consistency, Fallback, NodeId, Policy, Preference};
 use crate::server::{ServerEntry, Target};
 use crate::session::{Interners, PoolMode};
 use crate::telemetry::Telemetry;
@@ -63,6 +64,8 @@ pub struct DatabaseConfig {
 pub struct RoutingConfig {
     /// How a replica is chosen.
     pub policy: Policy,
+    /// Where reads go, unless somebody nearer to the statement says otherwise.
+    pub route: Wish,
     /// What reads may miss, unless a session says otherwise.
     pub consistency: Consistency,
     /// How long a read may wait for a replica to have what its session has written, before it goes to the primary; zero to go
@@ -81,6 +84,7 @@ impl Default for RoutingConfig {
                 fallback: Fallback::Primary,
                 primary_read_share: 50,
             },
+            route: Wish::Auto,
             consistency: Consistency::Session,
             wait_for_replica: Duration::ZERO,
             read_functions: Arc::default(),
@@ -108,6 +112,8 @@ impl Default for NodeLabels {
 pub struct UserConfig {
     /// Overrides the role on the servers.
     pub server_user: Option<String>,
+    /// Where its reads go, and what they may miss.
+    pub preference: Preference,
     /// Overrides the database's mode.
     pub mode: Option<PoolMode>,
     /// Overrides the size of the pools.
@@ -481,6 +487,7 @@ impl Directory {
             replication: replication.as_ref().map(|r| r.kind.clone()),
             settings: replication.as_ref().map(|r| r.settings.clone()).unwrap_or_default(),
             prepared_limit: config.prepared_limit,
+            asks_role: database.nodes.len() > 1 && replication.is_none(),
         };
         let limits = |node: &Arc<Node>| {
             let of_database = config.max_connections.map(|limit| database.shared.places(&node.address, limit));
@@ -489,7 +496,8 @@ impl Directory {
         let targets = database.nodes.iter().map(|node| (Arc::clone(node), target(node), limits(node))).collect();
         let defaults = self.interners.settings.intern::<&str, &str>([]);
         let monitor = self.monitor(&database).map(|monitor| {
-            let targets = database.nodes.iter().map(target);
+            // Asking that is what it does.
+            let targets = database.nodes.iter().map(|node| Target { asks_role: false, ..target(node) });
             (monitor, Login::new(targets, Arc::clone(&source), defaults.clone()))
         });
         Wanted {
@@ -501,6 +509,7 @@ impl Directory {
             mode: if replication.is_some() { PoolMode::Session } else { user.mode.unwrap_or(config.mode) },
             defaults,
             telemetry: Arc::clone(&self.telemetry),
+            preference: user.preference,
             clients: [(Arc::clone(&database.shared.clients), config.max_clients), (user_clients, user.max_clients)],
             database: Arc::clone(&database),
         }

@@ -38,6 +38,9 @@ pub enum LeaseError {
     /// None of the servers is a primary.
     #[error("no server of {0} is a primary")]
     NoPrimary(PoolName),
+    /// Several servers claim to be the primary, and nothing says which of them is right.
+    #[error("no unambiguous primary among the servers of {0}")]
+    Ambiguous(PoolName),
     /// The program is about to end.
     #[error("the pooler is shutting down")]
     Closed,
@@ -98,6 +101,9 @@ impl LeaseError {
             Self::NoPrimary(pool) => Report::ours(SqlState::CANNOT_CONNECT_NOW, "no server is a primary")
                 .detail(format!("pool={pool}"))
                 .hint("All configured servers are in recovery, or cannot be reached."),
+            Self::Ambiguous(pool) => Report::ours(SqlState::READ_ONLY_TRANSACTION, "no unambiguous primary")
+                .detail(format!("pool={pool}"))
+                .hint("Several servers take writes. Stop or demote all but the right one; SHOW NODES on the console says which they are."),
             Self::Closed => Report::ours(SqlState::ADMIN_SHUTDOWN, "the pooler is shutting down"),
         }
     }

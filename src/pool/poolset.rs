@@ -6,7 +6,7 @@ use super::{
 };
 use crate::credentials::Source;
 use crate::monitor::{Login, Monitor, NoPrimary};
-use crate::routing::NodeId;
+use crate::routing::{NodeId, Preference};
 use crate::server::Target;
 use crate::session::PoolMode;
 use crate::session::settings::Settings;
@@ -30,6 +30,8 @@ pub(super) struct Wanted {
     pub(super) mode: PoolMode,
     pub(super) defaults: Settings,
     pub(super) telemetry: Arc<Telemetry>,
+    /// What is said of the user's reads.
+    pub(super) preference: Preference,
     /// Clients of the database and of the user, and how many there may be.
     pub(super) clients: [(Arc<AtomicUsize>, Option<usize>); 2],
 }
@@ -57,6 +59,7 @@ struct State {
     monitor: Option<(Arc<Monitor>, Arc<Login>)>,
     routes: Option<Arc<Routes>>,
     source: Arc<dyn Source>,
+    preference: Preference,
     clients: [(Arc<AtomicUsize>, Option<usize>); 2],
 }
 
@@ -134,6 +137,11 @@ impl PoolSet {
     /// The database.
     pub fn database(&self) -> Arc<Database> {
         self.state().database
+    }
+
+    /// What is said of its user's reads.
+    pub fn preference(&self) -> Preference {
+        self.read().preference
     }
 
     /// When a server goes back to its pool.
@@ -280,7 +288,15 @@ impl PoolSet {
     pub fn timed_out(&self, waited: Duration) -> LeaseError {
         match self.primary() {
             Some(pool) => pool.timed_out(waited),
-            None => LeaseError::NoPrimary(self.name.clone()),
+            None => self.no_primary(),
+        }
+    }
+
+    /// Why there is no primary.
+    fn no_primary(&self) -> LeaseError {
+        match self.monitor() {
+            Some(monitor) if monitor.topology().is_ambiguous() => LeaseError::Ambiguous(self.name.clone()),
+            Some(_) | None => LeaseError::NoPrimary(self.name.clone()),
         }
     }
 
@@ -291,13 +307,12 @@ impl PoolSet {
                 return Ok(pool);
             }
             let monitor = self.read().monitor.clone();
-            let no_primary = || LeaseError::NoPrimary(self.name.clone());
-            let (monitor, login) = monitor.ok_or_else(no_primary)?;
+            let (monitor, login) = monitor.ok_or_else(|| self.no_primary())?;
             match monitor.find_primary(&login, deadline).await {
                 // Unless it is gone again, or the servers are others now.
                 Ok(_) => {}
                 Err(NoPrimary::Refused(error)) => return Err(LeaseError::Upstream(error)),
-                Err(NoPrimary::Timeout) => return Err(no_primary()),
+                Err(NoPrimary::Timeout) => return Err(self.no_primary()),
             }
         }
     }
@@ -375,8 +390,9 @@ impl State {
         let config = &wanted.database.config;
         let dbname = config.dbname.as_deref().unwrap_or(&name.database).into();
         let monitor = wanted.monitor.clone().filter(|_| wanted.mode != PoolMode::Session);
-        let routes =
-            monitor.map(|monitor| Routes::new(monitor, Arc::clone(&pools), config.routing.clone(), dbname, record));
+        let routes = monitor.map(|monitor| {
+            Routes::new(monitor, Arc::clone(&pools), (config.routing.clone(), wanted.preference), dbname, record)
+        });
         Self {
             pools,
             routes,
@@ -384,6 +400,7 @@ impl State {
             database: Arc::clone(&wanted.database),
             mode: wanted.mode,
             source: Arc::clone(&wanted.source),
+            preference: wanted.preference,
             clients: wanted.clients.clone(),
         }
     }

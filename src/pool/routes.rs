@@ -3,7 +3,7 @@
 use super::Pool;
 use super::directory::RoutingConfig;
 use crate::monitor::{Knowledge, Login, Monitor};
-use crate::routing::{Destination, Moment, NodeId, Reason, verdict};
+use crate::routing::{Destination, Moment, NodeId, Preference, Reason, verdict};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -24,8 +24,10 @@ pub struct Routes {
     pub monitor: Arc<Monitor>,
     /// A pool for each server, in the monitor's order.
     pub pools: Arc<[Arc<Pool>]>,
-    /// What an operator says.
+    /// What an operator says of the database.
     pub config: RoutingConfig,
+    /// The same of the user.
+    pub user: Preference,
     database: Box<str>,
     login: Arc<Login>,
     knowledge: OnceLock<Arc<Knowledge>>,
@@ -183,11 +185,11 @@ impl Routes {
     pub(super) fn new(
         (monitor, login): (Arc<Monitor>, Arc<Login>),
         pools: Arc<[Arc<Pool>]>,
-        config: RoutingConfig,
+        (config, user): (RoutingConfig, Preference),
         database: Box<str>,
         record: Arc<Record>,
     ) -> Arc<Self> {
-        Arc::new(Self { monitor, pools, config, database, login, knowledge: OnceLock::new(), record })
+        Arc::new(Self { monitor, pools, config, user, database, login, knowledge: OnceLock::new(), record })
     }
 
     /// What is known of the functions of the database; from the first call on it is asked for.

@@ -82,9 +82,11 @@ pub enum Choice {
 pub enum WhyPrimary {
     /// There is none.
     NoReplica,
-    /// None is in good health.
+    /// Somebody has taken all out of service: their weight is 0.
+    NoWeight,
+    /// None is in good health, of those in service.
     NoneUp,
-    /// All are further behind than `max_lag`.
+    /// All that are up are further behind than `max_lag`.
     AllLag,
     /// None has all that the session needs.
     NoneFresh,
@@ -97,6 +99,8 @@ pub enum WhyPrimary {
 pub enum Unfit {
     /// It is no replica.
     NoReplica,
+    /// Its weight is 0.
+    NoWeight,
     /// It is not in good health.
     NotUp,
     /// It is too far behind.
@@ -110,8 +114,9 @@ impl WhyPrimary {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::NoReplica => "no replica",
+            Self::NoWeight => "every replica has weight 0",
             Self::NoneUp => "no replica is up",
-            Self::AllLag => "every replica is further behind than max_lag",
+            Self::AllLag => "every replica that is up is further behind than max_lag",
             Self::NoneFresh => "no replica is fresh enough for the session",
             Self::AllBusy => "every replica is busy",
         }
@@ -123,6 +128,7 @@ impl Unfit {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::NoReplica => "no replica",
+            Self::NoWeight => "weight 0",
             Self::NotUp => "not up",
             Self::Lagging => "lagging",
             Self::NotFresh => "not fresh",
@@ -133,7 +139,10 @@ impl Unfit {
 /// Whether a node may get reads as far as its own condition goes.
 pub fn is_fit(node: &NodeView, policy: &Policy) -> Result<(), Unfit> {
     match (node.role, &node.state) {
-        (Role::Primary | Role::Unknown, _) => Err(Unfit::NoReplica),
+        (Role::Primary, _) => Err(Unfit::NoReplica),
+        (Role::Replica | Role::Unknown, _) if node.weight == 0 => Err(Unfit::NoWeight),
+        // Of one that does not answer nobody knows what it is any more.
+        (Role::Unknown, _) => Err(Unfit::NotUp),
         (Role::Replica, State::New | State::Suspect(_) | State::Down(_) | State::Refused(_)) => Err(Unfit::NotUp),
         (Role::Replica, State::Up) if is_lagging(node, policy) => Err(Unfit::Lagging),
         (Role::Replica, State::Up) => Ok(()),
@@ -192,12 +201,10 @@ fn choose_among<const MOST: usize>(
     for node in topology.nodes.iter().take(MOST) {
         let condition = is_fit(node, policy).and_then(|()| if fresh(node) { Ok(()) } else { Err(Unfit::NotFresh) });
         match condition {
-            Ok(()) if node.weight > 0 => {
+            Ok(()) => {
                 fit[count] = Some((node, load(node), share(node, policy, now)));
                 count += 1;
             }
-            // Somebody has taken it out of service.
-            Ok(()) => best_failure = best_failure.max(Some(Unfit::NotUp)),
             Err(unfit) => best_failure = best_failure.max(Some(unfit)),
         }
     }
@@ -206,6 +213,7 @@ fn choose_among<const MOST: usize>(
     let Some(nearest) = tiers().min() else {
         let why = match best_failure {
             None | Some(Unfit::NoReplica) => WhyPrimary::NoReplica,
+            Some(Unfit::NoWeight) => WhyPrimary::NoWeight,
             Some(Unfit::NotUp) => WhyPrimary::NoneUp,
             Some(Unfit::Lagging) => WhyPrimary::AllLag,
             Some(Unfit::NotFresh) => WhyPrimary::NoneFresh,
@@ -395,6 +403,14 @@ mod tests {
         assert_eq!(pick(&topology, &POLICY, true), Choice::Primary(WhyPrimary::NoneUp));
         let strict = Policy { fallback: Fallback::Error, ..POLICY };
         assert_eq!(pick(&topology, &strict, true), Choice::Refuse(WhyPrimary::NoneUp));
+        // What does not answer for long has no role any more.
+        topology.nodes[1].role = Role::Unknown;
+        topology.nodes[2].role = Role::Unknown;
+        assert_eq!(pick(&topology, &POLICY, true), Choice::Primary(WhyPrimary::NoneUp));
+        topology.nodes[1].weight = 0;
+        assert_eq!(pick(&topology, &POLICY, true), Choice::Primary(WhyPrimary::NoneUp), "the other one is in service");
+        topology.nodes[2].weight = 0;
+        assert_eq!(pick(&topology, &POLICY, true), Choice::Primary(WhyPrimary::NoWeight));
         topology.nodes = topology.nodes[..1].into();
         assert_eq!(pick(&topology, &POLICY, true), Choice::Primary(WhyPrimary::NoReplica));
     }

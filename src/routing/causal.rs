@@ -223,6 +223,16 @@ impl Causal {
         bounds.collect::<Result<Vec<_>, _>>().map(|bounds| bounds.into_iter().max())
     }
 
+    /// What a replica has to replay before it may have a read that began at `begun`, as far as that is known.
+    pub fn awaits(&self, topology: &Topology, consistency: Consistency, begun: Moment) -> Option<Lsn> {
+        match consistency {
+            Consistency::Eventual => None,
+            Consistency::Session | Consistency::Primary => self.lsn(topology).ok().flatten(),
+            // Whatever the session itself needs was there before that.
+            Consistency::Global => topology.sample_after(begun.tick).map(|sample| sample.insert),
+        }
+    }
+
     /// Keeps the exact position of what is needed as soon as it is known. Samples are forgotten after some seconds, and then
     /// a later one has to do. To be called now and then, such as before a decision.
     pub fn settle(&mut self, topology: &Topology) {

@@ -1,7 +1,7 @@
 //! What there is to say of a text, for people who ask: where it may run, why, and what in it has decided that.
 
 use super::verdict::{self, Wish};
-use super::{Destination, Reason, Verdict};
+use super::{Destination, Leaning, Reason, Verdict};
 use crate::sql::access;
 use crate::sql::reads::{Objects, Run, Transaction, Why};
 
@@ -69,25 +69,20 @@ impl Explained<'_> {
         }
     }
 
-    /// Where it goes outside a transaction, as long as some replica is fit, in a session that has set nothing. `learned`:
-    /// a replica has refused the same before.
-    pub fn destination(&self, learned: bool) -> (Destination, Reason) {
-        use Destination::{Primary, Replica};
+    /// Where it goes outside a transaction, as long as some replica is fit, in a session that has set nothing, of whose reads
+    /// `leaning` is said. `learned`: a replica has refused the same before.
+    pub fn destination(&self, leaning: Leaning, learned: bool) -> (Destination, Reason) {
+        let leaning = leaning.unless(self.hint);
         if let Some(Transaction::Begin(modes)) = self.transaction
             && modes.allow_replica(false, false)
         {
             // It is held back until the first statement.
-            return (Replica, Reason::ReadOnlyTransaction);
+            return match leaning.route {
+                Wish::Primary => (Destination::Primary, leaning.by),
+                Wish::Auto | Wish::Replica => (Destination::Replica, Reason::ReadOnlyTransaction),
+            };
         }
-        match (self.verdict, self.hint) {
-            (Verdict::Write(reason), Wish::Replica) if reason.is_doubt() => (Replica, Reason::Comment),
-            (Verdict::Write(reason), _) => (Primary, reason),
-            (Verdict::Cursor, _) => (Primary, Reason::Session),
-            (Verdict::Read, Wish::Primary) => (Primary, Reason::Comment),
-            (Verdict::Read, _) if learned => (Primary, Reason::Learned),
-            (Verdict::Read, Wish::Replica) => (Replica, Reason::Comment),
-            (Verdict::Read, Wish::Auto) => (Replica, Reason::Read),
-        }
+        self.verdict.destination(leaning, false, learned)
     }
 }
 
@@ -125,10 +120,14 @@ mod tests {
             let explained = explain(text.as_bytes(), true, &catalogue);
             let culprit_is = explained.culprit.map(|culprit| std::str::from_utf8(culprit).unwrap());
             assert_eq!((explained.kind(), culprit_is), (kind, culprit), "{text}");
-            assert_eq!(explained.destination(false), (destination, reason), "{text}");
+            assert_eq!(explained.destination(Leaning::NONE, false), (destination, reason), "{text}");
         }
         let read = explain(b"select 1", true, &catalogue);
-        assert_eq!(read.destination(true), (Primary, Reason::Learned));
-        assert_eq!(read.unknown().destination(false), (Primary, Reason::NotKnownYet));
+        assert_eq!(read.destination(Leaning::NONE, true), (Primary, Reason::Learned));
+        assert_eq!(read.unknown().destination(Leaning::NONE, false), (Primary, Reason::NotKnownYet));
+        let primary = Leaning { route: Wish::Primary, by: Reason::User };
+        assert_eq!(read.destination(primary, false), (Primary, Reason::User));
+        let hinted = explain(b"/* ambassador: replica */ select 1", true, &catalogue);
+        assert_eq!(hinted.destination(primary, false), (Replica, Reason::Comment));
     }
 }

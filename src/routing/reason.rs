@@ -44,6 +44,12 @@ reasons! {
     Comment = "hint in a comment";
     /// `ambassador.route` says so.
     Setting = "ambassador.route";
+    /// It is said of the user.
+    User = "user";
+    /// It is said of the listener that the client came in by.
+    Listener = "listener";
+    /// It is said of the database, or of all.
+    Configured = "configuration";
     /// A transaction that may write.
     Transaction = "transaction";
     /// Its transactions are SERIALIZABLE, which no replica grants.
@@ -92,10 +98,14 @@ reasons! {
     NewConnection = "connection too new";
     /// There is no replica.
     NoReplica = "no replica";
+    /// Somebody has taken all replicas out of service.
+    NoWeight = "every replica has weight 0";
     /// None is in good health.
     NoneUp = "no replica is up";
-    /// All are further behind than `max_lag`.
+    /// All that are up are further behind than `max_lag`.
     AllLag = "every replica lags";
+    /// The session has written, and its `consistency` is `primary`.
+    HasWritten = "session has written";
     /// None has all that the session needs.
     NoneFresh = "no replica is fresh enough";
     /// All are busy.
@@ -127,6 +137,7 @@ impl From<WhyPrimary> for Reason {
     fn from(why: WhyPrimary) -> Self {
         match why {
             WhyPrimary::NoReplica => Self::NoReplica,
+            WhyPrimary::NoWeight => Self::NoWeight,
             WhyPrimary::NoneUp => Self::NoneUp,
             WhyPrimary::AllLag => Self::AllLag,
             WhyPrimary::NoneFresh => Self::NoneFresh,
@@ -152,6 +163,14 @@ impl Reason {
                 | Self::Encoding
                 | Self::NotKnownYet
                 | Self::Learned
+        )
+    }
+
+    /// Whether what has this reason may write nothing all the same: see [`crate::sql::reads::writes_nothing`].
+    pub const fn may_write_nothing(self) -> bool {
+        matches!(
+            self,
+            Self::SessionSetting | Self::Session | Self::Transaction | Self::Role | Self::Function | Self::NotKnownYet
         )
     }
 

@@ -169,6 +169,19 @@ impl Topology {
         self.nodes.get(self.primary?)
     }
 
+    /// Whether there is no primary because several servers claim to be, and nothing says which of them is right: they are of one
+    /// timeline, or of clusters of which none has more nodes.
+    pub fn is_ambiguous(&self) -> bool {
+        let claims = |node: &NodeView| match &node.state {
+            State::Refused(Refusal::TwoPrimaries) => true,
+            State::Refused(Refusal::OtherSystem(_)) => self.system.is_none() && node.role == Role::Primary,
+            State::Refused(Refusal::OldTimeline(_)) | State::New | State::Up | State::Suspect(_) | State::Down(_) => {
+                false
+            }
+        };
+        self.primary.is_none() && self.nodes.iter().any(claims)
+    }
+
     /// Whether this node is the primary.
     pub fn is_primary(&self, id: NodeId) -> bool {
         self.primary().is_some_and(|primary| primary.id == id)

@@ -1,7 +1,7 @@
 //! A text's verdict: where it may run as far as it alone goes.
 
-use super::Reason;
 use super::catalogue::Catalogue;
+use super::{Destination, Leaning, Reason};
 use crate::sql::reads::{Run, Transaction};
 use crate::sql::{Lexer, Token, access};
 
@@ -43,9 +43,34 @@ impl Wish {
             _ => None,
         }
     }
+
+    /// Its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Primary => "primary",
+            Self::Replica => "replica",
+        }
+    }
 }
 
 impl Verdict {
+    /// Where what is judged so goes outside a transaction, as long as some replica is fit. `serializable`: its transactions are,
+    /// unless it says otherwise; `learned`: a replica has refused the same before.
+    pub fn destination(self, leaning: Leaning, serializable: bool, learned: bool) -> (Destination, Reason) {
+        use Destination::{Primary, Replica};
+        match (self, leaning.route) {
+            (Self::Write(reason), Wish::Replica) if reason.is_doubt() => (Replica, leaning.by),
+            (Self::Write(reason), _) => (Primary, reason),
+            (Self::Cursor, _) => (Primary, Reason::Session),
+            (Self::Read, Wish::Primary) => (Primary, leaning.by),
+            (Self::Read, _) if serializable => (Primary, Reason::Serializable),
+            (Self::Read, _) if learned => (Primary, Reason::Learned),
+            (Self::Read, Wish::Replica) => (Replica, leaning.by),
+            (Self::Read, Wish::Auto) => (Replica, Reason::Read),
+        }
+    }
+
     /// What a text is, what it does to the transaction if that is what it is for, and how many statements it has.
     pub fn of(
         text: &[u8],

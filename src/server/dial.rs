@@ -48,6 +48,19 @@ pub struct Target {
     pub settings: Vec<(String, String)>,
     /// How many prepared statements the server may hold for us.
     pub prepared_limit: usize,
+    /// It is one of several: one that does not report whether it is in recovery is asked.
+    pub asks_role: bool,
+}
+
+/// What a server is asked that does not report it.
+const ROLE: &str = "select pg_catalog.pg_is_in_recovery()";
+/// From this version on servers report `in_hot_standby`.
+const REPORTS_ROLE: u32 = 14;
+
+/// Whether this server is too old to report whether it is in recovery.
+fn hides_role(params: &Params) -> bool {
+    let major = params.get("server_version").and_then(|version| version.split(['.', ' ']).next()?.parse::<u32>().ok());
+    params.get("in_hot_standby").is_none() && major.is_some_and(|major| major < REPORTS_ROLE)
 }
 
 impl Target {
@@ -266,7 +279,18 @@ async fn dial_as(
         }
         None => target,
     };
-    let dialled = tokio::time::timeout(limit, dial(target, &credential.proof, defaults)).await;
+    let dialled = async {
+        let mut server = dial(target, &credential.proof, defaults).await?;
+        // A server goes from primary to replica by a restart only, which no connection survives: once is enough.
+        if target.asks_role && hides_role(server.params()) {
+            let broken = |error| DialError::Broken { address: target.address.clone(), error };
+            let answer = server.simple(ROLE).await.map_err(broken)?;
+            let answer = answer.rows.first().and_then(|row| row.first()?.as_deref());
+            server.side.note_recovery(answer == Some("t"));
+        }
+        Ok(server)
+    };
+    let dialled = tokio::time::timeout(limit, dialled).await;
     let mut server = dialled.unwrap_or_else(|_| Err(DialError::Timeout { address: target.address.clone(), limit }))?;
     server.retire_at = credential.retire_at;
     Ok(server)

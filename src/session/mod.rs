@@ -23,7 +23,7 @@ pub mod settings;
 mod survey;
 
 use crate::sql::{Analysis, Command, Effects};
-use crate::wire::{FrameError, Report, TxStatus};
+use crate::wire::{FrameError, Report, SqlState, TxStatus};
 use pipeline::{Copy, Pipeline};
 use prepared::{ClientPrepared, ServerPrepared, StatementInterner};
 use repeat::Kept;
@@ -127,6 +127,17 @@ pub struct Session {
     /// ReadyForQuery messages that the client was given since somebody asked.
     completed: u32,
     counts: Counts,
+    /// What comes of its requests, if somebody wants to know.
+    outcome: Option<Outcome>,
+}
+
+/// What came of what a client was answered since somebody asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Rows that its commands have returned, changed or copied, as their tags say.
+    pub rows: u64,
+    /// The SQLSTATE of the first error.
+    pub error: Option<SqlState>,
 }
 
 /// What happened with prepared statements since somebody asked.
@@ -378,6 +389,7 @@ impl Session {
             standard_strings,
             completed: 0,
             counts: Counts::default(),
+            outcome: None,
         }
     }
 
@@ -401,9 +413,24 @@ impl Session {
         self.mode
     }
 
+    /// What [`Session::take_completed`] would give.
+    pub fn completed(&self) -> u64 {
+        u64::from(self.completed)
+    }
+
     /// How many ReadyForQuery messages the client was given since the last call.
     pub fn take_completed(&mut self) -> u64 {
         u64::from(std::mem::take(&mut self.completed))
+    }
+
+    /// From here on it is noted what comes of requests.
+    pub fn watch_outcome(&mut self) {
+        self.outcome = Some(Outcome::default());
+    }
+
+    /// What came of them since the last call; nothing if it is not noted.
+    pub fn take_outcome(&mut self) -> Outcome {
+        self.outcome.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// What happened with prepared statements since the last call.
@@ -483,6 +510,11 @@ impl ServerSide {
     #[inline]
     pub fn is_busy(&self) -> bool {
         !self.pipeline.owed.is_empty()
+    }
+
+    /// Whether all answers that are owed are for us.
+    pub fn owes_its_client_nothing(&self) -> bool {
+        self.pipeline.owed.iter().all(|owed| owed.fate == pipeline::Fate::Behind)
     }
 
     /// The transaction status of its last ReadyForQuery.
@@ -580,7 +612,13 @@ impl ServerSide {
         }
     }
 
-    /// Whether it has said, at its login or later, that it is in recovery: then it is a replica. From PostgreSQL 14 on.
+    /// It was asked whether it is in recovery, outside [`Session::on_server`].
+    pub fn note_recovery(&mut self, in_recovery: bool) {
+        self.in_recovery = in_recovery;
+    }
+
+    /// Whether it has said, at its login or later, that it is in recovery: then it is a replica. Before PostgreSQL 14 only when
+    /// asked.
     #[inline]
     pub fn is_in_recovery(&self) -> bool {
         self.in_recovery

@@ -156,7 +156,13 @@ impl Session {
                     }
                 }
             }
-            BackendTag::CommandComplete => self.command_complete(backend::command_tag(body), server),
+            BackendTag::CommandComplete => {
+                let tag = backend::command_tag(body);
+                if let Some(outcome) = self.outcome.as_mut().filter(|_| pass) {
+                    outcome.rows += backend::rows_of_tag(tag);
+                }
+                self.command_complete(tag, server);
+            }
             BackendTag::DataRow if !pass => {
                 let whole = cut.end - cut.start == cut.len;
                 if let Some(findings) = &mut server.findings {
@@ -396,6 +402,9 @@ impl Session {
         if server.fenced && self.takes_back(fields.code, server, to_client) {
             forward(cut, false, server, to_client);
             return Ok(());
+        }
+        if let Some(outcome) = &mut self.outcome {
+            outcome.error = outcome.error.or(fields.code);
         }
         match server.pipeline.owed.front().and_then(|front| renamed_error(body, front)) {
             Some(renamed) => reply::message(to_client.edit(), BackendTag::Error, |out| out.extend(renamed)),

@@ -18,4 +18,4 @@ pub use names::{custom_name, custom_names};
 pub use reads::{Access, access};
 pub use reference::reference;
 pub use statements::{Statement, Statements};
-pub use trace::without_trace;
+pub use trace::{traceparent, without_trace};

@@ -69,6 +69,12 @@ pub fn ready(body: &[u8]) -> Result<TxStatus, FrameError> {
     }
 }
 
+/// How many rows a command has returned, changed or copied, as its tag says: the number at its end.
+pub fn rows_of_tag(tag: &[u8]) -> u64 {
+    let digits = tag.rsplit(|&byte| byte == b' ').next().unwrap_or_default();
+    std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok()).unwrap_or(0)
+}
+
 /// The tag of a CommandComplete body, without its terminator.
 pub fn command_tag(body: &[u8]) -> &[u8] {
     body.strip_suffix(b"\0").unwrap_or(body)

@@ -6,10 +6,18 @@ use std::net::TcpStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 
+/// The port of the address that a text begins with.
+fn port_of(text: &str) -> u16 {
+    let address = text.split_whitespace().next().unwrap();
+    address.rsplit(':').next().unwrap().parse().unwrap()
+}
+
 /// A running ambassador. Dropped, it is ended at once.
 pub struct Ambassador {
     child: Child,
     pub port: u16,
+    /// All ports, that one first, in the order of the configuration.
+    pub ports: Vec<u16>,
     pub admin_port: u16,
     log: Arc<Mutex<String>>,
 }
@@ -42,23 +50,23 @@ impl Ambassador {
                 log.push('\n');
             }
         });
-        let mut ambassador = Self { child, port: 0, admin_port: 0, log };
+        let mut ambassador = Self { child, port: 0, ports: Vec::new(), admin_port: 0, log };
         wait_until("the ambassador listens", || {
             if let Ok(Some(status)) = ambassador.child.try_wait() {
                 panic!("the ambassador ended with {status}:\n{}", ambassador.log());
             }
             ambassador.log().contains("serving metrics")
         });
-        ambassador.port = ambassador.port_after("listening address=");
+        let (log, words) = (ambassador.log(), "listening address=");
+        ambassador.ports = log.match_indices(words).map(|(at, _)| port_of(&log[at + words.len()..])).collect();
+        ambassador.port = ambassador.ports[0];
         ambassador.admin_port = ambassador.port_after("serving metrics and health address=");
         ambassador
     }
 
     fn port_after(&self, words: &str) -> u16 {
         let log = self.log();
-        let rest = &log[log.find(words).unwrap() + words.len()..];
-        let address = rest.split_whitespace().next().unwrap();
-        address.rsplit(':').next().unwrap().parse().unwrap()
+        port_of(&log[log.find(words).unwrap() + words.len()..])
     }
 
     /// What it has logged so far.

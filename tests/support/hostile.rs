@@ -178,6 +178,30 @@ pub fn answer(value: &str) -> Vec<u8> {
     .concat()
 }
 
+/// The answer to a query: one row with these columns.
+pub fn row(columns: &[Option<&str>]) -> Vec<u8> {
+    let count = u16::try_from(columns.len()).unwrap().to_be_bytes();
+    let (mut names, mut row) = (count.to_vec(), count.to_vec());
+    for column in columns {
+        names.extend(b"x\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0");
+        row.extend(column.map_or(-1, |text| i32::try_from(text.len()).unwrap()).to_be_bytes());
+        row.extend(column.unwrap_or_default().as_bytes());
+    }
+    [message(b'T', &names), message(b'D', &row), message(b'C', b"SELECT 1\0"), message(b'Z', b"I")].concat()
+}
+
+/// All of a successful login at a server of this version.
+pub fn welcome_of(version: &str) -> Vec<u8> {
+    [
+        message(b'R', &[0, 0, 0, 0]),
+        message(b'S', format!("server_version\0{version}\0").as_bytes()),
+        message(b'S', b"client_encoding\0UTF8\0"),
+        message(b'K', &[0, 0, 0, 1, 1, 2, 3, 4]),
+        message(b'Z', b"I"),
+    ]
+    .concat()
+}
+
 /// The memory that a process has in use, in bytes.
 pub fn resident(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
