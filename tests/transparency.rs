@@ -143,6 +143,48 @@ fn a_reset_takes_settings_back_to_what_they_were_at_the_login() {
 }
 
 #[test]
+fn a_reset_of_what_was_set_at_the_login_is_reported_as_often_as_it_changes_something() {
+    same_as_direct(
+        "transparent_reset_reports",
+        &[("application_name", "mine"), ("TimeZone", "Asia/Seoul"), ("options", "-c datestyle=German -c my.start=s")],
+        &[
+            "reset application_name",
+            "set application_name = 'other'",
+            "reset application_name",
+            // The server's own default, to which a reset would not change anything.
+            "set timezone = 'UTC'; set intervalstyle = iso_8601",
+            "set timezone to default",
+            "begin",
+            "set datestyle = 'SQL, DMY'",
+            "reset datestyle",
+            "rollback",
+            "begin; set datestyle = 'ISO'",
+            "reset datestyle",
+            "commit",
+            "reset datestyle; select 1/0",
+            "set application_name = ''; set timezone = 'UTC'; set datestyle = 'ISO'; set client_encoding = latin1",
+            "reset all",
+            "set application_name = ''; set timezone = 'UTC'",
+            "discard all",
+            "show application_name",
+        ],
+    );
+    let pooled = ambassador(2);
+    let startup = [("application_name", "mine"), ("TimeZone", "Asia/Seoul")];
+    let run = |text: &str| [parse("", text), bind("", "", &[]), execute("", 0), sync()].concat();
+    let texts =
+        ["set application_name = 'a'", "reset application_name", "select 1", "set timezone = 'UTC'", "reset all"];
+    let [expected, found] = [shared().port(), pooled.port].map(|port| {
+        let mut client = login(port, "postgres", &startup);
+        // All at once, and by both protocols.
+        client.send(&texts.map(run).concat());
+        client.send(&texts.map(query).concat());
+        (0..2 * texts.len()).map(|_| client.read_until(b"Z").unwrap()).collect::<Vec<_>>()
+    });
+    assert_eq!(found, expected);
+}
+
+#[test]
 fn a_role_follows_its_client_and_is_given_back_before_others_are_served() {
     let mut direct = Client::new(shared().port());
     for role in ["travelling_a", "travelling_b"] {

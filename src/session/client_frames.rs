@@ -1061,6 +1061,8 @@ impl Session {
                 | Note::Begun
                 | Note::Asked
                 | Note::Mark(_)
+                | Note::Restoring
+                | Note::Restored
                 | Note::Reply(_) => {}
             }
             return;

@@ -17,6 +17,7 @@ mod reading;
 mod repeat;
 mod replay;
 mod request;
+mod restore;
 mod second_try;
 mod server_frames;
 pub mod settings;
@@ -77,6 +78,8 @@ pub struct Session {
     sql_prepared: Option<Box<SqlPrepared>>,
     /// A message of this batch may have reset settings; the role as well?
     resets: Option<bool>,
+    /// What it is to be told of a reset that is under way.
+    restoring: Option<Box<restore::Restoring>>,
     /// What it listens to, if it ever did.
     channels: Option<Box<channels::Channels>>,
     /// UNLISTENs of this batch.
@@ -349,6 +352,7 @@ impl Session {
             settings,
             sql_prepared: None,
             resets: None,
+            restoring: None,
             channels: None,
             marks: 0,
             asks_sequences: false,

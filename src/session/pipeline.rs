@@ -73,6 +73,10 @@ pub(super) enum Note {
     Begun,
     /// The end of a question about what was left behind.
     Asked,
+    /// The first of our messages that restore what a session began with.
+    Restoring,
+    /// The last of them.
+    Restored,
 }
 
 /// One reply owed.

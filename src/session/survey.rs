@@ -196,7 +196,7 @@ impl Session {
         server.asked = std::mem::replace(&mut server.dirty, Effects::NONE);
         server.findings = Some(Box::new(Findings { topics, ..Findings::default() }));
         let (array, topics) = (array(&names), topics.to_string());
-        server.ask_own(Own::Ask, &[Some(array.as_bytes()), Some(topics.as_bytes())], Some(Note::Asked), to_server);
+        server.ask_own(Own::Ask, &[Some(array.as_bytes()), Some(topics.as_bytes())], Note::Asked, to_server);
     }
 
     /// What the server said becomes what is known.
@@ -293,7 +293,7 @@ impl Session {
             return;
         }
         let (names, values) = (array(&names), array(&values));
-        server.ask_own(Own::Restore, &[Some(names.as_bytes()), Some(values.as_bytes())], None, to_server);
+        server.ask_own(Own::Restore, &[Some(names.as_bytes()), Some(values.as_bytes())], Note::Restored, to_server);
     }
 }
 
@@ -399,14 +399,14 @@ impl ServerSide {
     }
 
     /// Runs one of our own statements behind what the client has asked for.
-    fn ask_own(&mut self, own: Own, values: &[Option<&[u8]>], note: Option<Note>, to_server: &mut Outbound<'_>) {
+    fn ask_own(&mut self, own: Own, values: &[Option<&[u8]>], note: Note, to_server: &mut Outbound<'_>) {
         let out = to_server.edit();
         let name = own.name();
         // What the client has just asked for may drop it, and it may fail to: whichever it is, it is made anew.
         let uncertain = own == Own::Restore;
         if uncertain {
             reply::close_statement(out, name.as_bytes());
-            self.pipeline.push(Owed::behind(Kind::Close));
+            self.pipeline.push(Owed::behind(Kind::Close).with(Note::Restoring));
         }
         if uncertain || !self.prepared.has_own(own) {
             let text = if own == Own::Ask { QUESTION } else { RESTORE };
@@ -422,11 +422,7 @@ impl ServerSide {
         reply::close_portal(out);
         self.pipeline.push(Owed::behind(Kind::Close));
         reply::sync(out);
-        let last = Owed::behind(Kind::Sync);
-        self.pipeline.push(match note {
-            Some(note) => last.with(note),
-            None => last,
-        });
+        self.pipeline.push(Owed::behind(Kind::Sync).with(note));
     }
 
     /// The longest frame of an answer that is read whole.
