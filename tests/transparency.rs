@@ -1,6 +1,6 @@
 //! Transaction mode: what a client sets, makes or holds follows it or keeps its server, and nobody else ever sees it.
 
-use crate::support::client::{Message, bind, execute, parse, query, sync};
+use crate::support::client::{Message, bind, close, describe, execute, parse, query, sync};
 use crate::support::{Ambassador, Client, Random, shared, url, wait_until};
 
 /// A database of the test's own on the shared server.
@@ -589,6 +589,109 @@ fn sql_finds_the_statements_that_were_prepared_by_the_protocol() {
     // The same with a server at hand and without.
     one.exchange(&[parse("plain", "select 8"), sync()].concat());
     assert_eq!(one.value("execute plain"), "8");
+}
+
+/// A turn of the same conversation on both ways, every byte of which has to be the same.
+fn same_batches(name: &str, batches: &[Vec<u8>]) {
+    let pooled = ambassador(2);
+    let database = database(name);
+    let mut other = login(pooled.port, &database, &[]);
+    // Others have statements of the same names, and prepare the same texts.
+    other.exchange(&[parse("x", "select 'of another', 2"), parse("e", "execute x"), sync()].concat());
+    let mut clients = [shared().port(), pooled.port].map(|port| login(port, &database, &[]));
+    for (at, batch) in batches.iter().enumerate() {
+        let syncs = {
+            let (mut rest, mut count) = (&batch[..], 0);
+            while rest.len() >= 5 {
+                count += usize::from(matches!(rest[0], b'S' | b'Q'));
+                rest = &rest[1 + u32::from_be_bytes(rest[1..5].try_into().unwrap()) as usize..];
+            }
+            count
+        };
+        let [expected, found] = clients.each_mut().map(|client| {
+            client.send(batch);
+            let answers: Vec<_> = (0..syncs).flat_map(|_| client.read_until(b"Z").unwrap()).collect();
+            answers
+        });
+        assert_eq!(found, expected, "batch {at}: {}\n{}", batch.escape_ascii(), pooled.log());
+        other.exchange(&[parse("", "select 1"), sync()].concat());
+    }
+    assert_eq!(other.query("execute x")[0][0].as_deref(), Some("of another"));
+}
+
+#[test]
+fn by_the_extended_protocol_sql_finds_the_statements_of_the_protocol() {
+    let run = |text: &str| [parse("", text), describe(b'S', ""), bind("", "", &[]), describe(b'P', ""), execute("", 0)];
+    let run = |text: &str| run(text).concat();
+    let x = || parse("x", "select $1::int + 1, 'text'");
+    let alone = |text: &str| [run(text), sync()].concat();
+    let batches = [
+        // DEALLOCATE: once it is gone, and not before.
+        [x(), sync()].concat(),
+        alone("deallocate x"),
+        alone("deallocate x"),
+        [bind("", "x", &[Some("1")]), execute("", 0), sync()].concat(),
+        [x(), sync()].concat(),
+        [run("DEALLOCATE PREPARE X"), x(), bind("", "x", &[Some("1")]), execute("", 0), sync()].concat(),
+        // Bound, and run in another batch, or not at all.
+        query("begin"),
+        [parse("", "deallocate x"), bind("p", "", &[]), sync()].concat(),
+        [bind("", "x", &[Some("1")]), execute("", 0), sync()].concat(),
+        [execute("p", 0), bind("", "x", &[Some("1")]), execute("", 0), sync()].concat(),
+        query("rollback"),
+        [bind("", "x", &[Some("1")]), execute("", 0), sync()].concat(),
+        // An error before it, and one behind it.
+        [x(), sync()].concat(),
+        [run("select 1/0"), run("deallocate x"), sync()].concat(),
+        [bind("", "x", &[Some("2")]), execute("", 0), sync()].concat(),
+        [run("deallocate x"), run("select 1/0"), sync()].concat(),
+        [bind("", "x", &[Some("3")]), execute("", 0), sync()].concat(),
+        // Prepared once, run twice.
+        [x(), parse("d", "deallocate x"), sync()].concat(),
+        [bind("", "d", &[]), execute("", 0), sync()].concat(),
+        [bind("", "d", &[]), execute("", 0), sync(), x(), sync()].concat(),
+        [bind("", "d", &[]), execute("", 0), sync(), bind("", "x", &[Some("4")]), execute("", 0), sync()].concat(),
+        // All at once.
+        [x(), sync(), alone("deallocate x"), alone("deallocate x"), x(), sync(), alone("execute x(5)")].concat(),
+        alone("deallocate all"),
+        alone("execute x(5)"),
+        // EXECUTE.
+        [x(), parse("e", "execute x(6)"), describe(b'S', "e"), sync()].concat(),
+        alone("execute x(7)"),
+        [describe(b'S', "e"), bind("", "e", &[]), describe(b'P', ""), execute("", 0), sync()].concat(),
+        alone("execute x('seven')"),
+        [bind("", "e", &[]), execute("", 0), bind("", "e", &[]), execute("", 0), sync()].concat(),
+        alone("execute x"),
+        query("begin; select 1/0"),
+        alone("execute x(8)"),
+        query("rollback"),
+        [close(b'S', "x"), bind("", "e", &[]), execute("", 0), sync()].concat(),
+    ];
+    same_batches("extended_references", &batches);
+}
+
+#[test]
+fn a_name_is_taken_for_sql_and_for_the_protocol_alike() {
+    let run = |text: &str| [parse("", text), bind("", "", &[]), execute("", 0), sync()].concat();
+    let batches = [
+        [parse("x", "select 1"), sync()].concat(),
+        run("prepare x as select 2"),
+        query("prepare x as select 2"),
+        query("prepare x (int) as select 2; select 3"),
+        query("prepare y as select 'y'"),
+        [parse("y", "select 4"), sync()].concat(),
+        [parse("y", "select wrong from nowhere"), sync()].concat(),
+        [parse("z", "select 5"), bind("", "z", &[]), execute("", 0), sync()].concat(),
+        query("execute y"),
+        run("execute y"),
+        run("deallocate y"),
+        [parse("y", "select 6"), bind("", "y", &[]), execute("", 0), sync()].concat(),
+        run("deallocate x"),
+        query("prepare x as select 7"),
+        run("execute x"),
+        query("execute x"),
+    ];
+    same_batches("names_taken", &batches);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use super::pipeline::{Kind, Note, Owed};
 use super::prepared::{Lookup, Own};
 use super::server_frames::NOBODY;
 use super::{Outbound, PoolMode, ServerSide, Session, Unnamed};
+use crate::sql::reference::Verb;
 use crate::sql::{self, Analysis, Command, Control, Effects};
 use crate::wire::frame::{self, Frame, HEADER};
 use crate::wire::frontend::{self, Named};
@@ -98,7 +99,9 @@ impl Session {
         if analysis.statements != 1 || !analysis.effects.has(Effects::PREPARE) {
             return false;
         }
-        let Some(reference) = sql::reference(text, self.standard_strings).filter(|found| found.deallocates) else {
+        let Some(reference) =
+            sql::reference(text, self.standard_strings).filter(|found| found.verb == Verb::Deallocate)
+        else {
             return false;
         };
         let Lookup::Known(..) = self.prepared.look_up(&reference.name, self.batch) else { return false };

@@ -7,6 +7,7 @@
 mod channels;
 mod client_frames;
 mod deferred;
+mod lending;
 mod loss;
 mod outbound;
 mod own;
@@ -76,6 +77,8 @@ pub struct Session {
     startup: Settings,
     /// What the statements may leave behind that SQL has prepared.
     sql_prepared: Option<Box<SqlPrepared>>,
+    /// What it has prepared by the protocol, and speaks of in SQL.
+    lending: Option<Box<lending::Lending>>,
     /// A message of this batch may have reset settings; the role as well?
     resets: Option<bool>,
     /// What it is to be told of a reset that is under way.
@@ -351,6 +354,7 @@ impl Session {
             startup: settings.clone(),
             settings,
             sql_prepared: None,
+            lending: None,
             resets: None,
             restoring: None,
             channels: None,

@@ -234,7 +234,7 @@ impl Session {
             Note::Reply(bytes) => to_client.edit().extend(bytes),
             Note::OwnMade(own) => server.prepared.own |= own.bit(),
             Note::OwnGone(own) => server.prepared.own &= !own.bit(),
-            Note::Begun | Note::Mark(_) | Note::Restoring | Note::Restored => {}
+            Note::Begun | Note::Mark(_) | Note::Lent | Note::Restoring | Note::Restored => {}
             Note::Asked => {
                 if let Some(findings) = &mut server.findings {
                     findings.complete();
@@ -285,6 +285,7 @@ impl Session {
             | Note::Begun
             | Note::Asked
             | Note::Mark(_)
+            | Note::Lent
             | Note::Restoring
             | Note::Restored => {}
         }
@@ -306,6 +307,7 @@ impl Session {
             | Note::Begun
             | Note::Asked
             | Note::Mark(_)
+            | Note::Lent
             | Note::Restoring
             | Note::Restored
             | Note::Reply(_) => {}
@@ -395,7 +397,7 @@ impl Session {
             return Err(Violation::Begin(fields.report()));
         }
         if front.fate == Fate::Swallow
-            && !matches!(front.note.as_deref(), Some(Note::Parsed { .. } | Note::UnnamedMade))
+            && !matches!(front.note.as_deref(), Some(Note::Parsed { .. } | Note::UnnamedMade | Note::Lent))
         {
             return Err(Violation::Replay(fields.report()));
         }

@@ -229,7 +229,8 @@ impl Session {
                 server.pins.set(pin, findings.pins.has(pin));
             }
         }
-        if findings.topics & PREPARED != 0 && !findings.pins.has(Pin::Prepared) {
+        // Something may have been prepared behind the question.
+        if findings.topics & PREPARED != 0 && !findings.pins.has(Pin::Prepared) && !server.dirty.has(Effects::PREPARE) {
             self.sql_prepared = None;
         }
         if findings.topics & CHANNELS != 0 {

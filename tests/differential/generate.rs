@@ -207,6 +207,10 @@ impl Generator {
             let batch = [parse("constant", &sql), bind("", "constant", &[]), execute("", 0), close(b'S', "constant")];
             return self.push([batch.concat(), sync()].concat(), b"Z", 1, format!("extended {sql}"));
         }
+        if self.random.one_in(12) {
+            let sql = self.reference();
+            return self.push(query(&sql), b"Z", 1, sql);
+        }
         let before = self.tx;
         let sql = self.statement();
         let after = std::mem::replace(&mut self.tx, before);
@@ -291,6 +295,17 @@ impl Generator {
         ["", "", "s1", "s2", "a longer name of a statement", "S1"][self.random.below(6)].to_owned()
     }
 
+    /// SQL about a statement that may have been prepared by the protocol.
+    fn reference(&mut self) -> String {
+        let name = *self.random.choose(&["s1", "s2", "\"a longer name of a statement\"", "\"S1\""]);
+        match self.random.below(6) {
+            0..=1 => format!("deallocate {name}"),
+            2 => format!("DEALLOCATE PREPARE {name}"),
+            3 => "deallocate all".to_owned(),
+            _ => format!("execute {name}"),
+        }
+    }
+
     /// Messages of one batch, without its Sync.
     fn batch(&mut self) -> (Vec<u8>, String) {
         let (mut bytes, mut text) = (Vec::new(), Vec::new());
@@ -299,7 +314,9 @@ impl Generator {
             text.push(what);
         };
         for _ in 0..1 + self.random.below(3) {
-            let (sql, values) = if self.random.one_in(2) {
+            let (sql, values) = if self.random.one_in(8) {
+                (self.reference(), Vec::new())
+            } else if self.random.one_in(2) {
                 (self.one_of_many(), Vec::new())
             } else {
                 let (sql, values) = *self.random.choose(PARAMETERS);
