@@ -388,10 +388,19 @@ impl Session {
         if server.may_forget_names() && names_statement(cut.tag, cut.body(input)) && server.will_settle() {
             return Ok(wait_for_quiet(to_server));
         }
+        if self.channels.is_some() && asks(cut.tag) && self.awaits_itself(server) {
+            return Ok(wait_for_quiet(to_server));
+        }
         match cut.tag {
             FrontendTag::Query => {
                 let found = self.analysed.take();
                 let analysis = found.unwrap_or_else(|| self.analyse(cut, frontend::query(cut.body(input))));
+                if analysis.commits
+                    && let Some(fare) = self.commits_a_listen(server, to_server)
+                {
+                    self.analysed = Some(analysis);
+                    return Ok(fare);
+                }
                 if analysis.effects.has(LISTENING)
                     && let Some(fare) = self.concerns_channels(analysis.effects, cut.body(input), server, to_server)
                 {
@@ -458,6 +467,7 @@ impl Session {
             FrontendTag::Close => return Ok(self.close(input, cut, server, to_server, to_client)),
             FrontendTag::FunctionCall => {
                 server.soil(Effects::UNKNOWN);
+                self.note_notify();
                 server.pipeline.push(Owed::forward(Kind::Function));
                 to_server.pass(cut.range());
                 self.pass_rest(cut);
@@ -690,7 +700,13 @@ impl Session {
             if analysis.effects.has(Effects::LOOKING) {
                 self.hide_others(server, to_server);
             }
-            let text = self.unnamed.as_ref().and_then(|u| u.text.clone().filter(|_| !analysis.effects.is_none()));
+            if analysis.commits
+                && let Some(fare) = self.commits_a_listen(server, to_server)
+            {
+                return Ok(fare);
+            }
+            let wanted = !analysis.effects.is_none() || self.channels.is_some();
+            let text = self.unnamed.as_ref().and_then(|u| u.text.clone().filter(|_| wanted));
             if analysis.effects.has(LISTENING)
                 && let Some(fare) =
                     self.concerns_channels(analysis.effects, text.as_deref().unwrap_or_default(), server, to_server)
@@ -709,6 +725,11 @@ impl Session {
                     let owed = Owed::forward(Kind::Bind).naming(&name);
                     if statement.analysis.effects.has(REFERRING)
                         && let Some(fare) = self.lend(shared, &statement.query, &EVERY, server, to_server)
+                    {
+                        return Ok(fare);
+                    }
+                    if statement.analysis.commits
+                        && let Some(fare) = self.commits_a_listen(server, to_server)
                     {
                         return Ok(fare);
                     }
@@ -797,6 +818,9 @@ impl Session {
         if effects.has(NAMING.and(Effects::PREPARE).and(Effects::EXECUTE)) {
             self.will_run_with_names(effects, text, server);
         }
+        if self.channels.is_some() {
+            self.may_notify(effects, text);
+        }
         server.soil(effects);
     }
 
@@ -872,10 +896,24 @@ impl Session {
         None
     }
 
+    /// A COMMIT is about to be sent, unless something else comes first: it may be that of a LISTEN.
+    #[inline]
+    fn commits_a_listen(&mut self, server: &ServerSide, to_server: &mut Outbound<'_>) -> Option<Fare> {
+        if !self.listens_tentatively() {
+            return None;
+        }
+        // Which transaction is to be committed is known when all before it is answered.
+        if server.will_settle() && self.tx.is_open() {
+            return Some(wait_for_quiet(to_server));
+        }
+        self.must_catch_up().then_some(Fare::Wait(Next::Channels))
+    }
+
     /// Whether it has yet to be found out what the client listens to.
     fn waits_for_channels(&self, effects: Effects, server: &ServerSide) -> bool {
         let due = match effects.has(LISTENS) {
-            true => server.is_asking(),
+            // What was sent to it before is not to be heard.
+            true => effects.has(Effects::LISTEN) || server.is_asking(),
             false => server.asked.has(LISTENS) || (server.dirty.has(LISTENS) && server.pipeline.tx == TxStatus::Idle),
         };
         due && server.will_settle()
@@ -1244,6 +1282,26 @@ impl ServerSide {
 pub(super) fn wait_for_quiet(to_server: &mut Outbound<'_>) -> Fare {
     reply::request(to_server.edit(), FrontendTag::Flush, |_| {});
     Fare::Wait(Next::Quiet)
+}
+
+/// Whether a message begins a request.
+fn asks(tag: FrontendTag) -> bool {
+    match tag {
+        FrontendTag::Query
+        | FrontendTag::Parse
+        | FrontendTag::Bind
+        | FrontendTag::Describe
+        | FrontendTag::Execute
+        | FrontendTag::Close
+        | FrontendTag::FunctionCall
+        | FrontendTag::Sync => true,
+        FrontendTag::CopyData
+        | FrontendTag::CopyDone
+        | FrontendTag::CopyFail
+        | FrontendTag::Flush
+        | FrontendTag::Password
+        | FrontendTag::Terminate => false,
+    }
 }
 
 /// Whether a frame is of use only when all of it is there, and short enough to wait for that.

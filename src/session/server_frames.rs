@@ -187,7 +187,7 @@ impl Session {
 
     /// Whether the client's ReadyForQuery has to wait for notifications. If not, what was kept with it goes before it.
     fn ready_waits(&mut self, server: &ServerSide, to_client: &mut Outbound<'_>) -> bool {
-        if server.pipeline.owes_client_only_this() && self.hold_ready() {
+        if self.hold_ready(server.pipeline.owes_client_only_this()) {
             return true;
         }
         let mut reported = self.take_reported();

@@ -149,6 +149,11 @@ impl Generator {
              create table @_b.w as select 'from b' as x, i as y from generate_series(1, 2) i; \
              create function @.setter(text, text) returns void language plpgsql \
              as $$ begin perform set_config($1, $2, false); end $$; \
+             create function @.tell(text) returns text language plpgsql \
+             as $$ begin perform pg_notify('@', $1); return $1; end $$; \
+             create function @.told() returns trigger language plpgsql \
+             as $$ begin perform @.tell('row ' || new.id); return new; end $$; \
+             create trigger told after update on @.t for each row execute function @.told(); \
              grant all on schema @, @_a, @_b to public; grant all on all tables in schema @, @_a to public; \
              grant all on all sequences in schema @ to public",
         );
@@ -314,9 +319,18 @@ impl Generator {
             text.push(what);
         };
         for _ in 0..1 + self.random.below(3) {
-            let (sql, values) = if self.random.one_in(8) {
-                (self.reference(), Vec::new())
-            } else if self.random.one_in(2) {
+            if self.random.one_in(8) {
+                // Under no name: what EXECUTE runs names nothing itself.
+                let (sql, portal) = (self.reference(), self.name());
+                add(parse("", &sql), format!("P {sql}"));
+                if self.random.one_in(3) {
+                    add(describe(b'S', ""), "D S".into());
+                }
+                add(bind(&portal, "", &[]), format!("B {portal:?}"));
+                add(execute(&portal, 0), format!("E {portal:?}"));
+                continue;
+            }
+            let (sql, values) = if self.random.one_in(2) {
                 (self.one_of_many(), Vec::new())
             } else {
                 let (sql, values) = *self.random.choose(PARAMETERS);
@@ -468,6 +482,9 @@ impl Generator {
             self.push_query("begin");
             self.tx = Tx::Open;
         }
+        if self.random.one_in(3) {
+            self.pipelined_channels();
+        }
         for _ in 0..1 + self.random.below(4) {
             let count = if self.random.one_in(4) { 2 } else { 1 };
             let texts: Vec<String> = (0..count)
@@ -489,6 +506,23 @@ impl Generator {
             self.push_query(end);
             self.tx = Tx::None;
         }
+    }
+
+    /// The same, and something else, in one write.
+    fn pipelined_channels(&mut self) {
+        let count = 2 + self.random.below(4);
+        let (mut bytes, mut texts) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            let list = self.random.choose(&[CHANNELS, CHANNELS, SELECTS]);
+            let text = *self.random.choose(list);
+            let sql = self.sql(text);
+            bytes.extend(match self.random.one_in(2) {
+                true => [parse("", &sql), bind("", "", &[]), execute("", 0), sync()].concat(),
+                false => query(&sql),
+            });
+            texts.push(sql);
+        }
+        self.push(bytes, b"Z", count, format!("at once: {}", texts.join(" | ")));
     }
 
     /// A portal that lives across several batches of one transaction.

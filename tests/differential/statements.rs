@@ -261,6 +261,8 @@ pub const CHANNELS: &[&str] = &[
     "select pg_notify('@', 'by a function')",
     "select pg_notify('@', 'number ' || i) from generate_series(1, 3) i",
     "do $$ begin perform pg_notify('@', 'by a block'); end $$",
+    "select @.tell('by a function of its own')",
+    "update @.t set v = v + 1 where id < 3",
     "savepoint a",
     "rollback to a",
     "select 1",
