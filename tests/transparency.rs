@@ -431,6 +431,8 @@ fn many_clients_with_settings_of_their_own_never_meet_on_few_servers() {
 #[test]
 fn an_idle_transaction_holds_no_server_until_its_first_statement() {
     let ambassador = ambassador(1);
+    // Of a pool's first transaction the server itself has to say how long it may be idle.
+    Client::new(ambassador.port).query("begin");
     let mut clients: Vec<Client> = (0..5).map(|_| Client::new(ambassador.port)).collect();
     let begin_batch = [parse("", "BEGIN"), bind("", "", &[]), execute("", 0), sync()].concat();
     for (at, client) in clients.iter_mut().enumerate() {
@@ -565,6 +567,45 @@ fn f32_an_idle_transaction_without_a_server_ends_when_its_client_has_said_so() {
         assert_eq!((end.tag, end.code().as_str()), (b'E', "25P03"), "{end:?}");
         assert!(client.is_closed());
     }
+}
+
+#[test]
+fn f32_an_idle_transaction_without_a_server_ends_when_its_role_or_database_says_so() {
+    let mut direct = Client::new(shared().port());
+    direct.query("drop role if exists hasty; create role hasty login; alter role hasty set idle_in_transaction_session_timeout = '50ms'");
+    let name = database("hasty_database");
+    direct.query(&format!("alter database {name} set idle_in_transaction_session_timeout = '50ms'"));
+    let ambassador = ambassador(1);
+    let mut told = Vec::new();
+    for port in [shared().port(), ambassador.port] {
+        for (user, database) in [("hasty", "postgres"), ("postgres", &*name)] {
+            let login = || Client::login(port, &[("user", user), ("database", database)]);
+            // One that has the server told, and those who come behind it.
+            for before in [&[][..], &["begin", "select 1", "commit"], &["set application_name = 'x'"]] {
+                let mut client = login();
+                for text in before {
+                    client.query(text);
+                }
+                client.query("begin");
+                let end = client.read().unwrap();
+                told.push(end.body.split(|byte| *byte == 0).take(4).map(<[u8]>::to_vec).collect::<Vec<_>>());
+                assert!(client.is_closed());
+            }
+            // Whoever says that it may be idle may be.
+            let mut client = login();
+            client.query("set idle_in_transaction_session_timeout = 0");
+            client.query("begin");
+            direct.query("select pg_sleep(0.1)");
+            client.query("commit");
+        }
+    }
+    let (expected, found) = told.split_at(told.len() / 2);
+    assert_eq!(found, expected);
+    assert_eq!(found[0][2], b"C25P03");
+    // No server is taken for a transaction that is idle.
+    let mut idle = Client::login(ambassador.port, &[("user", "hasty"), ("database", "postgres")]);
+    idle.query("begin");
+    assert_eq!(Client::login(ambassador.port, &[("user", "hasty"), ("database", "postgres")]).value("select 1"), "1");
 }
 
 #[test]

@@ -524,6 +524,10 @@ impl Relay {
         if let Some(since) = self.clock.request.take() {
             lease.pool().stats.record_query(now.saturating_duration_since(since));
         }
+        if let Some(limit) = lease.side.take_idle_limit() {
+            self.upstream.pools.note_idle_limit(limit);
+            self.session.idle_limit_is_known();
+        }
         let completed = self.session.take_completed();
         if self.session.mode() == PoolMode::Statement && lease.side.tx().is_open() {
             let report =
@@ -898,6 +902,10 @@ impl Relay {
                     return Err(Stop::Client(End::Left));
                 }
                 Next::Server => {
+                    if !self.session.knows_idle_limit() && self.upstream.pools.idle_limit().is_some() {
+                        self.session.idle_limit_is_known();
+                        continue;
+                    }
                     let now = self.clock.now();
                     match self.ask_ambassador(&data[at..], answer) {
                         Asked::No => {}
@@ -1195,9 +1203,10 @@ impl Relay {
         next
     }
 
-    /// How long a transaction that holds no server may be idle: as long as the client has told its server to let it be.
+    /// How long a transaction that holds no server may be idle: as long as its server would let it be.
     fn idle_transaction_limit(&self) -> Duration {
-        self.session.idle_transaction_limit().unwrap_or_default()
+        let own = self.session.idle_transaction_limit();
+        own.or_else(|| self.upstream.pools.idle_limit()).unwrap_or_default()
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {

@@ -1147,6 +1147,7 @@ impl Session {
                 | Note::Begun
                 | Note::Asked
                 | Note::Mark(_)
+                | Note::Limit
                 | Note::Lent
                 | Note::Restoring
                 | Note::Restored

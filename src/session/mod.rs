@@ -8,6 +8,7 @@ mod channels;
 mod client_frames;
 mod deferred;
 mod lending;
+mod limit;
 mod loss;
 mod outbound;
 mod own;
@@ -124,6 +125,10 @@ pub struct Session {
     analysed: Option<Analysis>,
     /// The transaction that the client believes to be in has begun on no server yet.
     deferred: Option<Box<deferred::Deferred>>,
+    /// It is known how long that may be idle.
+    knows_limit: bool,
+    /// The server that comes next is to be asked for it.
+    asks_limit: bool,
     /// No server is to be had for the client's next frame right now.
     pressed: bool,
     /// Whether the statement bound last ends a transaction.
@@ -245,6 +250,10 @@ pub struct ServerSide {
     /// The batch that was sent last, from its first use of a statement on, should it have to be sent once more.
     kept: Kept,
     body: Option<Body>,
+    /// Whether it has said how long a transaction may be idle by default.
+    limit: limit::Limit,
+    /// See [`ServerSide::take_idle_limit`].
+    told_limit: Option<std::time::Duration>,
     /// It is a replica: each request has to be looked at before it comes here.
     fenced: bool,
     /// It has said that it is in recovery.
@@ -379,6 +388,8 @@ impl Session {
             orphan: None,
             deferred: None,
             analysed: None,
+            knows_limit: false,
+            asks_limit: false,
             pressed: false,
             bound_commits: false,
             standard_strings,
@@ -470,6 +481,8 @@ impl ServerSide {
             user: 0,
             sequences_of_another: false,
             kept: Kept::default(),
+            limit: limit::Limit::Unasked,
+            told_limit: None,
             body: None,
             fenced: false,
             defined: false,

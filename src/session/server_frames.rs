@@ -164,7 +164,9 @@ impl Session {
             BackendTag::CommandComplete => self.command_complete(backend::command_tag(body), server),
             BackendTag::DataRow if !pass => {
                 let whole = cut.end - cut.start == cut.len;
-                if let Some(findings) = &mut server.findings {
+                if !server.limit_row(body)
+                    && let Some(findings) = &mut server.findings
+                {
                     findings.row(whole.then_some(body));
                 }
             }
@@ -235,6 +237,7 @@ impl Session {
             Note::OwnMade(own) => server.prepared.own |= own.bit(),
             Note::OwnGone(own) => server.prepared.own &= !own.bit(),
             Note::Begun | Note::Mark(_) | Note::Lent | Note::Restoring | Note::Restored => {}
+            Note::Limit => server.limit_is_told(),
             Note::Asked => {
                 if let Some(findings) = &mut server.findings {
                     findings.complete();
@@ -285,6 +288,7 @@ impl Session {
             | Note::Begun
             | Note::Asked
             | Note::Mark(_)
+            | Note::Limit
             | Note::Lent
             | Note::Restoring
             | Note::Restored => {}
@@ -307,6 +311,7 @@ impl Session {
             | Note::Begun
             | Note::Asked
             | Note::Mark(_)
+            | Note::Limit
             | Note::Lent
             | Note::Restoring
             | Note::Restored

@@ -428,7 +428,7 @@ impl ServerSide {
 
     /// The longest frame of an answer that is read whole.
     pub(super) fn reads_rows(&self, len: usize) -> bool {
-        self.is_asking() && len <= MAX_ROW
+        (self.is_asking() && len <= MAX_ROW) || self.reads_limit(len)
     }
 }
 
