@@ -80,7 +80,8 @@ impl Session {
         if executes && !server.pipeline.surely_accepts() {
             return if server.will_settle() { Some(wait_for_quiet(to_server)) } else { None };
         }
-        let statement = if executes { self.current(shared, &name, statement, server)? } else { statement };
+        let current = if executes { self.current(shared, &name, statement, server) } else { Some(statement) };
+        let Some(statement) = current else { return Some(wait_for_quiet(to_server)) };
         // Before those that it names itself: it may name itself.
         self.lending.get_or_insert_default().lent.push(Lent { name: name[..].into(), dropped: false });
         if executes {
