@@ -735,6 +735,109 @@ fn a_name_is_taken_for_sql_and_for_the_protocol_alike() {
     same_batches("names_taken", &batches);
 }
 
+/// Functions that leave something in the session that calls them, or nothing.
+const LEAVING: &str = "\
+    create function zone(text) returns text language plpgsql as $$ begin perform set_config('TimeZone', $1, false); return $1; end $$; \
+    create function tenant(text) returns text language plpgsql as $$ begin perform set_config('my.tenant', $1, false); return $1; end $$; \
+    create function outer_zone(text) returns text language sql as $$ select lower(zone($1)) $$; \
+    create function dynamic() returns int language plpgsql as $$ begin execute 'set application_name = ''by a function'''; return 1; end $$; \
+    create function locks() returns int language plpgsql as $$ begin perform pg_advisory_lock(4711); return 1; end $$; \
+    create function makes() returns int language plpgsql as $$ begin create temporary table made (a int); insert into made values (1); return 1; end $$; \
+    create function plain(a int) returns int language plpgsql as $$ declare b int; begin if (a > 1) then b := abs(a) + 1; \
+      update counted set n = n + 1; else b := coalesce(a, 0); end if; return b; end $$; \
+    create function local_zone() returns text language sql as $$ select set_config('TimeZone', 'Asia/Seoul', true) $$; \
+    create table counted (n int); insert into counted values (0)";
+
+#[test]
+fn what_a_function_leaves_follows_its_client_or_keeps_its_server() {
+    same_as_direct(
+        "transparent_functions",
+        &[("application_name", "mine")],
+        &[
+            LEAVING,
+            "select zone('Europe/Paris')",
+            "show timezone",
+            "select public.outer_zone('Asia/Kolkata') as \"Zone\"",
+            "show timezone",
+            "select 1 where \"zone\"('America/Lima') is not null",
+            "show timezone",
+            "select zone /* a comment */ ('UTC'), 'a string (1)'",
+            "show timezone",
+            "begin; select zone('Asia/Tokyo'); rollback",
+            "show timezone",
+            "begin",
+            "with z as (select zone('Africa/Cairo') as x) select x from z",
+            "insert into counted (n) values (length(zone('Africa/Algiers')))",
+            "commit",
+            "show timezone",
+            "select tenant('one')",
+            "select current_setting('my.tenant')",
+            "select tenant('two')",
+            "select current_setting('my.tenant')",
+            "select dynamic()",
+            "show application_name",
+            "declare c cursor with hold for select zone('Asia/Dhaka')",
+            "fetch all from c",
+            "show timezone",
+            "select local_zone()",
+            "show timezone",
+            "prepare z as select zone('Asia/Manila')",
+            "execute z",
+            "show timezone",
+            "deallocate z; close c",
+            "select locks()",
+            "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()",
+            "select pg_advisory_unlock_all()",
+            "select makes()",
+            "select * from made",
+            "create or replace function plain(a int) returns int language plpgsql as $$ begin perform zone('Asia/Tokyo'); return a; end $$",
+            "select plain(1)",
+            "show timezone",
+        ],
+    );
+}
+
+#[test]
+fn a_function_that_leaves_nothing_is_asked_about_once() {
+    let ambassador = ambassador(2);
+    let name = database("functions_plain");
+    let mut client = login(ambassador.port, &name, &[]);
+    client.query(LEAVING);
+    let mut callers = [(); 3].map(|()| login(ambassador.port, &name, &[]));
+    let surveys = || ambassador.metric("pg_ambassador_surveys_total");
+    wait_until("it is known", || {
+        let before = surveys();
+        callers[0].query("select plain(7)");
+        // Nobody is asked behind the second one's answer any more.
+        callers[0].query("select 1");
+        before > 0.0 && surveys() == before
+    });
+    let before = surveys();
+    for client in &mut callers {
+        for _ in 0..20 {
+            assert_eq!(client.value("select plain(7) as x"), "8");
+            client.query("insert into counted (n) values (plain(1))");
+            client.exchange(
+                &[parse("", "select plain($1)"), bind("", "", &[Some("2")]), execute("", 0), sync()].concat(),
+            );
+        }
+        client.exchange(&[parse("p", "select plain($1)"), sync()].concat());
+        for _ in 0..20 {
+            client.exchange(&[bind("", "p", &[Some("2")]), execute("", 0), sync()].concat());
+        }
+    }
+    assert_eq!(surveys(), before);
+    // Until it is another function.
+    client.query(
+        "create or replace function plain(a int) returns int language sql as $$ select length(zone('Asia/Tokyo')) $$",
+    );
+    for client in &mut callers {
+        client.query("select plain(7)");
+        assert_eq!(client.value("show timezone"), "Asia/Tokyo");
+    }
+    assert_ne!(login(ambassador.port, &name, &[]).value("show timezone"), "Asia/Tokyo");
+}
+
 #[test]
 fn one_statement_in_many_traces_is_prepared_once() {
     let ambassador = ambassador(1);

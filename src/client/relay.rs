@@ -557,6 +557,9 @@ impl Relay {
             lease.pool().stats.add(&crate::pool::Totals { surveys: 1, ..Default::default() });
         }
         let (pins, open) = (lease.side.pins(), lease.side.tx().is_open());
+        if !open {
+            lease.side.note_defined();
+        }
         if pins != self.pins {
             self.pins_are(pins);
         }

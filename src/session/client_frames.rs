@@ -1,5 +1,6 @@
 //! The client's frames: what each needs, what it leaves in the queue of owed replies, and how it goes on.
 
+use super::functions::ASKED;
 use super::lending::{EVERY, REFERRING};
 use super::pipeline::{Copy, Fate, Kind, Note, Owed};
 use super::prepared::{Lookup, Own, PREFIX, Presence, Statement};
@@ -7,6 +8,7 @@ use super::reading;
 use super::{
     Body, End, Interners, Next, Orphan, Outbound, ServerSide, Session, Taken, Unnamed, Violation, WHOLE_FRAME,
 };
+use crate::sql::reads::calls::calls;
 use crate::sql::reference::Verb;
 use crate::sql::{self, Analysis, Effects};
 use crate::wire::frame::{self, Frame, HEADER};
@@ -748,8 +750,9 @@ impl Session {
                     if statement.analysis.effects.has(Effects::LOOKING) {
                         self.hide_others(server, to_server);
                     }
-                    self.bound(statement.analysis, &statement.query, body, server, to_server);
-                    let effects = statement.analysis.effects;
+                    let effects = self.effects_of(&statement, server);
+                    let analysis = Analysis { effects, ..statement.analysis };
+                    self.bound(analysis, &statement.query, body, server, to_server);
                     if self.lending.is_some() || effects.has(REFERRING) {
                         self.note_portal(bind.portal, effects, &statement.query, server);
                     }
@@ -821,7 +824,48 @@ impl Session {
         if self.channels.is_some() {
             self.may_notify(effects, text);
         }
+        if effects.has(Effects::CALLING) {
+            self.will_call(effects, text, server);
+        }
         server.soil(effects);
+    }
+
+    /// The same for one that calls functions. True if those leave nothing behind.
+    #[cold]
+    fn will_call(&self, effects: Effects, text: &[u8], server: &mut ServerSide) -> bool {
+        // What is prepared runs later, and what was prepared then is not looked at.
+        if effects.has(Effects::PREPARE) {
+            return false;
+        }
+        let calls = calls(frontend::query(text), self.standard_strings);
+        let verdict = server.functions.judge(&calls);
+        for name in verdict.missing {
+            if server.inquiries.len() < ASKED && !server.inquiries.contains(&name) {
+                server.inquiries.push(name);
+            }
+        }
+        for name in verdict.settings {
+            server.too_many_names |= !sql::custom_name(name.as_bytes(), &mut server.custom_names);
+        }
+        if verdict.effects.has(Effects::UNKNOWN) {
+            server.note_names(frontend::query(text), self.standard_strings);
+        }
+        server.soil(verdict.effects);
+        verdict.effects.is_none()
+    }
+
+    /// What a statement that others share may leave behind; what it calls is looked at once.
+    #[inline]
+    fn effects_of(&self, statement: &Statement, server: &mut ServerSide) -> Effects {
+        let effects = statement.analysis.effects;
+        if !effects.has(Effects::CALLING) {
+            return effects;
+        }
+        let version = server.functions.version();
+        if !statement.is_harmless(version) && self.will_call(effects, &statement.query, server) {
+            statement.note_harmless(version);
+        }
+        effects.without(Effects::CALLING)
     }
 
     /// A statement is about to be sent that moves sequences or asks where they stand.
@@ -854,7 +898,10 @@ impl Session {
         }
         if effects.has(Effects::PREPARE) {
             let prepared = self.sql_prepared.get_or_insert_default();
-            prepared.effects = prepared.effects.and(effects.without(Effects::PREPARE));
+            prepared.effects = prepared.effects.and(effects.without(Effects::PREPARE.and(Effects::CALLING)));
+            if effects.has(Effects::CALLING) {
+                prepared.effects = prepared.effects.and(Effects::UNKNOWN);
+            }
             if effects.has(NAMING) {
                 server.too_many_names |= !sql::custom_names(text, self.standard_strings, &mut prepared.names);
             }

@@ -7,6 +7,7 @@
 mod channels;
 mod client_frames;
 mod deferred;
+mod functions;
 mod lending;
 mod limit;
 mod loss;
@@ -34,6 +35,7 @@ use settings::{Settings, SettingsInterner};
 use std::sync::Arc;
 
 pub use channels::Name as ChannelName;
+pub use functions::Functions;
 pub use loss::ServerLoss;
 pub use outbound::Outbound;
 pub use own::{AtRest, OwnRequest, invalid_value};
@@ -235,6 +237,10 @@ pub struct ServerSide {
     pins: Pins,
     /// See [`ServerSide::worn_by`].
     worn_by: u64,
+    /// What functions may leave here.
+    functions: Arc<Functions>,
+    /// Names of functions to ask about.
+    inquiries: Vec<Box<str>>,
     /// Names of settings to ask for, beside those that PostgreSQL lists.
     custom_names: Vec<Box<str>>,
     /// There were more of them than can be asked for.
@@ -260,6 +266,8 @@ pub struct ServerSide {
     in_recovery: bool,
     /// See [`ServerSide::take_defined`].
     defined: bool,
+    /// The same, for what is known of functions.
+    redefined: bool,
     /// How many prepared statements it may hold.
     prepared_limit: usize,
     /// Parse messages of named statements since somebody asked.
@@ -475,6 +483,8 @@ impl ServerSide {
             findings: None,
             pins: Pins::NONE,
             worn_by: 0,
+            functions: Arc::default(),
+            inquiries: Vec::new(),
             custom_names: Vec::new(),
             too_many_names: false,
             listens: false,
@@ -486,9 +496,15 @@ impl ServerSide {
             body: None,
             fenced: false,
             defined: false,
+            redefined: false,
             prepared_limit,
             parses: 0,
         }
+    }
+
+    /// What is known of the functions of its database is known to all its connections.
+    pub fn share_functions(&mut self, functions: &Arc<Functions>) {
+        self.functions = Arc::clone(functions);
     }
 
     /// Nothing is owed, nothing is open, no frame is in progress.
@@ -577,6 +593,7 @@ impl ServerSide {
         self.tries = 0;
         self.findings = None;
         self.pins = Pins::NONE;
+        self.inquiries = Vec::new();
         self.custom_names = Vec::new();
         self.too_many_names = false;
         self.listens = false;

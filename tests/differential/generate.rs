@@ -149,6 +149,7 @@ impl Generator {
              create table @_b.w as select 'from b' as x, i as y from generate_series(1, 2) i; \
              create function @.setter(text, text) returns void language plpgsql \
              as $$ begin perform set_config($1, $2, false); end $$; \
+             create function @.outer(text, text) returns void language sql as $$ select @.setter($1, $2) $$; \
              create function @.tell(text) returns text language plpgsql \
              as $$ begin perform pg_notify('@', $1); return $1; end $$; \
              create function @.told() returns trigger language plpgsql \
