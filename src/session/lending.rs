@@ -15,7 +15,8 @@ use std::sync::Arc;
 
 /// All that a statement may do with a prepared one.
 pub(super) const EVERY: [Verb; 3] = [Verb::Execute, Verb::Deallocate, Verb::Prepare];
-/// Portals that are remembered of one transaction.
+/// Names that are lent for one batch, and portals that are remembered of one transaction. What is lent may name others, and
+/// so on: this bounds that as well.
 const MOST: usize = 64;
 
 /// Names that a server has for a client.
@@ -71,8 +72,8 @@ impl Session {
             Lookup::Undecided if server.will_settle() => return Some(wait_for_quiet(to_server)),
             Lookup::Undecided | Lookup::Unknown => return None,
         };
-        let lent = self.lending.iter().flat_map(|lending| &lending.lent);
-        if lent.into_iter().any(|lent| !lent.dropped && *lent.name == *name) {
+        let lent = self.lending.as_ref().map_or(&[][..], |lending| &lending.lent);
+        if lent.len() >= MOST || lent.iter().any(|lent| !lent.dropped && *lent.name == *name) {
             return None;
         }
         let executes = reference.verb == Verb::Execute;

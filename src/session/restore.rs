@@ -9,6 +9,10 @@ use super::pipeline::{Kind, Note, Pipeline};
 use super::{Outbound, ServerSide, Session};
 use crate::wire::reply;
 
+/// Settings that are kept. PostgreSQL reports some fifteen; a server that reports without end fills nobody's memory
+/// (faults.md I16).
+const MOST: usize = 256;
+
 /// What the client is told of when its settings are what they were at its login.
 #[derive(Debug, Default)]
 pub(super) struct Restoring {
@@ -42,6 +46,9 @@ impl Session {
             return false;
         }
         let reported = &mut self.restoring.get_or_insert_default().reported;
+        if reported.len() >= MOST {
+            return false;
+        }
         if !reported.iter().any(|(known, _)| **known == *name) {
             reported.push((name.into(), before.map(Into::into)));
         }
