@@ -226,6 +226,11 @@ impl Relay {
     ) -> Self {
         let (listed, member) = places;
         let router = Router::new(&upstream.pools, session.settings());
+        let mut session = session;
+        if router.is_some() {
+            // Where a transaction runs its first statement says: BEGIN never goes ahead to find out how long it may be idle.
+            session.idle_limit_is_known();
+        }
         Self {
             stream,
             router,

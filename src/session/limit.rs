@@ -35,7 +35,7 @@ impl Session {
         self.knows_limit
     }
 
-    /// It is known, by what another client's server has said. What comes next is looked at anew.
+    /// It is known, by what another client's server has said, or does not matter. What comes next is looked at anew.
     pub fn idle_limit_is_known(&mut self) {
         self.knows_limit = true;
         self.analysed = None;
@@ -52,7 +52,8 @@ impl Session {
     #[inline]
     pub(super) fn ask_limit(&mut self, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
         let begins = std::mem::take(&mut self.asks_limit) || self.deferred.is_some();
-        if begins && matches!(server.limit, Limit::Unasked) {
+        // A replica answers one request at a time, and what it answers to may be taken back.
+        if begins && !server.fenced && matches!(server.limit, Limit::Unasked) {
             server.ask_limit(to_server);
         }
     }
