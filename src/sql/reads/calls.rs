@@ -44,35 +44,30 @@ impl Calls {
 /// Whether a text may call such a function. Of nearly all texts that have a parenthesis at all, the words in front of them say
 /// that they do not.
 pub fn may_call(text: &[u8], standard_strings: bool) -> bool {
-    let mut rest = text;
-    let mut suspects = false;
-    while let Some(at) = rest.iter().rposition(|&byte| byte == b'(') {
-        rest = &rest[..at];
-        if may_be_called(rest) {
-            suspects = true;
-            break;
-        }
+    if !text.contains(&b'(') {
+        return false;
     }
-    suspects && !calls(text, standard_strings).is_empty()
+    // Between a name and its parenthesis a comment may stand, and end with any word.
+    let comments = text.windows(2).any(|pair| pair == b"--" || pair == b"/*");
+    let opened = text.iter().enumerate().filter(|(_, byte)| **byte == b'(');
+    (comments || opened.map(|(at, _)| at).any(|at| may_be_called(&text[..at])))
+        && !calls(text, standard_strings).is_empty()
 }
 
-/// Whether what stands before a parenthesis may be the name of a function; if that is not clear, it may.
+/// Whether what stands before a parenthesis may be the name of a function.
 fn may_be_called(before: &[u8]) -> bool {
     let (before, word) = last_word(before);
     match (word, before.last()) {
-        (b"", None) => false,
-        // The end of a quoted name, of a comment, or of something else.
-        (b"", Some(&byte)) => matches!(byte, b'"' | b'/'),
+        (b"", last) => last == Some(&b'"'),
         (_, Some(b'.')) => true,
         (word, _) => {
             let known = Known::of_word(word);
-            let own = known.reads() || known.writes() || known.reserved() || is_before_parentheses(word);
-            if own {
-                // Unless the line is a comment, or it stands in one.
-                let line = before.rsplit(|&byte| byte == b'\n').next().unwrap_or_default();
-                return line.windows(2).any(|pair| pair == b"--" || pair == b"/*");
+            if known.reads() || known.writes() || known.reserved() {
+                return false;
             }
-            !last_word(before).1.eq_ignore_ascii_case(b"into")
+            let past = last_word(before).1;
+            let is_keyword = is_before_parentheses(word) && (before.ends_with(b")") || introduces(past));
+            !is_keyword && !past.eq_ignore_ascii_case(b"into")
         }
     }
 }
@@ -86,8 +81,42 @@ fn last_word(text: &[u8]) -> (&[u8], &[u8]) {
     (before.trim_ascii_end(), word)
 }
 
+/// Whether a word may stand before parentheses by itself, although it may be the name of a function as well.
 fn is_before_parentheses(word: &[u8]) -> bool {
-    BEFORE_PARENTHESES.iter().any(|known| known.eq_ignore_ascii_case(word))
+    let more: [&[u8]; 4] = [b"conflict", b"include", b"set", b"within"];
+    BEFORE_PARENTHESES.iter().chain(&more).any(|known| known.eq_ignore_ascii_case(word))
+}
+
+/// Whether such a word behind this one is no function: GROUP BY, ON CONFLICT, PRIMARY KEY.
+fn introduces(word: &[u8]) -> bool {
+    let known: [&[u8]; 16] = [
+        b"order",
+        b"group",
+        b"partition",
+        b"on",
+        b"primary",
+        b"foreign",
+        b"for",
+        b"update",
+        b"left",
+        b"right",
+        b"full",
+        b"inner",
+        b"cross",
+        b"natural",
+        b"outer",
+        b"not",
+    ];
+    known.iter().any(|known| known.eq_ignore_ascii_case(word))
+}
+
+/// Whether an expression may begin behind this token.
+fn begins_expression(before: Token<'_>) -> bool {
+    match before {
+        Token::Operator(_) | Token::Punct(b'(' | b'[' | b',' | b':') => true,
+        Token::Word(word) => Known::of_word(word).keyword() && !introduces(word),
+        _ => false,
+    }
 }
 
 /// The functions that a text calls which are not PostgreSQL's own, as far as it shows.
@@ -135,7 +164,8 @@ fn called(past: &[Token<'_>; 4], casts: &[bool; 4], calls: &mut Calls) {
     if !qualified || own {
         let bare = matches!(name, Token::Word(_));
         let known = if bare { Known::of_word(written) } else { Known::of(written) };
-        let keyword = bare && !qualified && (known.reserved() || is_before_parentheses(written));
+        let by_itself = || is_before_parentheses(written) && !begins_expression(past[1]);
+        let keyword = bare && !qualified && (known.reserved() || by_itself());
         if known.reads() || known.writes() || keyword {
             return;
         }
@@ -225,6 +255,8 @@ mod tests {
             ("select lower('x'), pg_catalog.abs(1), \"lower\"('y')", &[]),
             ("insert into t (a, b) values (1, 2)", &[]),
             ("insert into s.t (a) select coalesce(a, 1) from x where a in (1, 2)", &[]),
+            ("insert into t (a) values (1) on conflict (a) do update set (b, c) = (1, 2)", &[]),
+            ("select a from t where a between (1) and (2) and not (a = any (array(select 1))) limit (1)", &[]),
             ("copy t (a) from stdin", &[]),
             ("explain (costs off) select 1", &[]),
             ("execute p (1)", &[]),
@@ -238,6 +270,9 @@ mod tests {
             ("select 1 + f(a := g(2))", &["f", "g"]),
             ("insert into t values (f(1))", &["f"]),
             ("select refresh(1)", &["refresh"]),
+            ("select value(1), 2 + key(3) from t where first(4) order by data(5)", &["value", "key", "first", "data"]),
+            ("select 1 from t left join (select 1) u on true", &[]),
+            ("select sum(a) filter (where a > 1) over (partition by (a) order by (b)) from t group by (a)", &[]),
             // No functions, but that is for the server to say.
             ("select * from t as x (a)", &["x"]),
         ] {
