@@ -362,3 +362,106 @@ fn who_notifies_itself_hears_it_before_it_is_told_of_changed_parameters() {
         assert_eq!(told(&mut through), told(&mut direct), "{text}");
     }
 }
+
+#[test]
+fn who_notifies_itself_in_a_pipeline_or_by_a_function_of_its_own_hears_it_before_that_is_answered() {
+    let ambassador = ambassador(2);
+    let [direct, through] = ["notify_pipeline_direct", "notify_pipeline"].map(database);
+    let run = |text: &str| [parse("", text), bind("", "", &[]), execute("", 0), sync()].concat();
+    let [expected, found] = [(shared().port(), direct), (ambassador.port, through)].map(|(port, name)| {
+        let mut client = login(port, &name);
+        client.query(
+            "create table t (v text); \
+             create function tell(text) returns text language plpgsql as $$ begin perform pg_notify('here', $1); return $1; end $$; \
+             create function told() returns trigger language plpgsql as $$ begin perform tell('row ' || new.v); return new; end $$; \
+             create trigger t after insert or update on t for each row execute function told(); \
+             prepare p as select tell('prepared')",
+        );
+        client.query("listen here");
+        let mut answers = Vec::new();
+        for (at, text) in [
+            "notify here, 'a'",
+            "select 1",
+            "select tell('by a function')",
+            "insert into t values ('1')",
+            "update t set v = '2'",
+            "with n as (insert into t values ('3') returning v) select count(*) from n",
+            "execute p",
+            "begin; insert into t values ('4')",
+            "select v from t order by v",
+            "commit",
+            "begin; select tell('rolled back'); rollback",
+            "select 2; notify here, 'b'; select 3",
+            "show timezone",
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let messages = if at % 2 == 1 && !text.contains(';') { run(text) } else { query(text) };
+            // Alone, and with others behind it.
+            for pipelined in [&[][..], &[query("select 'behind'"), run("notify here, 'last'"), run("select 1")]] {
+                client.send(&[messages.clone(), pipelined.concat()].concat());
+                for _ in 0..=pipelined.len() {
+                    let answer = client.read_until(b"Z").unwrap();
+                    let told = |m: Message| if m.tag == b'A' { format!("{:?}", heard(&m)) } else { format!("{m:?}") };
+                    let answer = answer.into_iter().map(Message::without_oids);
+                    answers.push((text, answer.map(told).collect::<Vec<_>>()));
+                }
+                if text.contains("commit") || text.starts_with("begin; insert") {
+                    break;
+                }
+            }
+        }
+        answers
+    });
+    for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        assert_eq!(found, expected, "answer {at}");
+    }
+}
+
+#[test]
+fn what_was_committed_before_a_first_listen_was_is_not_heard_and_what_was_behind_it_is() {
+    let ambassador = ambassador(2);
+    let [direct, through] = ["notify_between_direct", "notify_between"].map(database);
+    let run = |text: &str| [parse("", text), bind("", "", &[]), execute("", 0), sync()].concat();
+    let [expected, found] = [(shared().port(), direct), (ambassador.port, through)].map(|(port, name)| {
+        let mut other = login(shared().port(), &name);
+        // Somebody who listens to the channel before, and for the whole time, or nobody.
+        (0..24)
+            .map(|round| {
+                let mut long = login(port, &name);
+                if round % 2 == 1 {
+                    long.query("listen here");
+                }
+                let mut client = login(port, &name);
+                if round % 4 >= 2 {
+                    client.query("listen elsewhere");
+                }
+                let ask = |client: &mut Client, text: &str| match round / 8 {
+                    1 => client.exchange(&run(text)),
+                    _ => client.exchange(&query(text)),
+                };
+                ask(&mut client, "begin");
+                if round % 8 >= 4 {
+                    ask(&mut client, "select 1");
+                }
+                ask(&mut client, "listen here");
+                other.query("notify here, 'between'");
+                other.query("notify elsewhere, 'between'");
+                if round / 8 == 2 {
+                    client.query("savepoint a");
+                    other.query("notify here, 'between'");
+                }
+                ask(&mut client, "commit");
+                other.query("notify here, 'after'");
+                while !client.heard.iter().any(|(channel, payload)| channel == "here" && payload == "after") {
+                    client.read().unwrap();
+                }
+                client.heard
+            })
+            .collect::<Vec<_>>()
+    });
+    for (round, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        assert_eq!(found, expected, "round {round}");
+    }
+}

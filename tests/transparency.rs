@@ -1,6 +1,6 @@
 //! Transaction mode: what a client sets, makes or holds follows it or keeps its server, and nobody else ever sees it.
 
-use crate::support::client::{Message, bind, execute, parse, query, sync};
+use crate::support::client::{Message, bind, close, describe, execute, parse, query, sync};
 use crate::support::{Ambassador, Client, Random, shared, url, wait_until};
 
 /// A database of the test's own on the shared server.
@@ -140,6 +140,48 @@ fn a_reset_takes_settings_back_to_what_they_were_at_the_login() {
             "select current_setting('my.start'), current_setting('lock_timeout'), current_setting('work_mem')",
         ],
     );
+}
+
+#[test]
+fn a_reset_of_what_was_set_at_the_login_is_reported_as_often_as_it_changes_something() {
+    same_as_direct(
+        "transparent_reset_reports",
+        &[("application_name", "mine"), ("TimeZone", "Asia/Seoul"), ("options", "-c datestyle=German -c my.start=s")],
+        &[
+            "reset application_name",
+            "set application_name = 'other'",
+            "reset application_name",
+            // The server's own default, to which a reset would not change anything.
+            "set timezone = 'UTC'; set intervalstyle = iso_8601",
+            "set timezone to default",
+            "begin",
+            "set datestyle = 'SQL, DMY'",
+            "reset datestyle",
+            "rollback",
+            "begin; set datestyle = 'ISO'",
+            "reset datestyle",
+            "commit",
+            "reset datestyle; select 1/0",
+            "set application_name = ''; set timezone = 'UTC'; set datestyle = 'ISO'; set client_encoding = latin1",
+            "reset all",
+            "set application_name = ''; set timezone = 'UTC'",
+            "discard all",
+            "show application_name",
+        ],
+    );
+    let pooled = ambassador(2);
+    let startup = [("application_name", "mine"), ("TimeZone", "Asia/Seoul")];
+    let run = |text: &str| [parse("", text), bind("", "", &[]), execute("", 0), sync()].concat();
+    let texts =
+        ["set application_name = 'a'", "reset application_name", "select 1", "set timezone = 'UTC'", "reset all"];
+    let [expected, found] = [shared().port(), pooled.port].map(|port| {
+        let mut client = login(port, "postgres", &startup);
+        // All at once, and by both protocols.
+        client.send(&texts.map(run).concat());
+        client.send(&texts.map(query).concat());
+        (0..2 * texts.len()).map(|_| client.read_until(b"Z").unwrap()).collect::<Vec<_>>()
+    });
+    assert_eq!(found, expected);
 }
 
 #[test]
@@ -389,6 +431,8 @@ fn many_clients_with_settings_of_their_own_never_meet_on_few_servers() {
 #[test]
 fn an_idle_transaction_holds_no_server_until_its_first_statement() {
     let ambassador = ambassador(1);
+    // Of a pool's first transaction the server itself has to say how long it may be idle.
+    Client::new(ambassador.port).query("begin");
     let mut clients: Vec<Client> = (0..5).map(|_| Client::new(ambassador.port)).collect();
     let begin_batch = [parse("", "BEGIN"), bind("", "", &[]), execute("", 0), sync()].concat();
     for (at, client) in clients.iter_mut().enumerate() {
@@ -526,6 +570,45 @@ fn f32_an_idle_transaction_without_a_server_ends_when_its_client_has_said_so() {
 }
 
 #[test]
+fn f32_an_idle_transaction_without_a_server_ends_when_its_role_or_database_says_so() {
+    let mut direct = Client::new(shared().port());
+    direct.query("drop role if exists hasty; create role hasty login; alter role hasty set idle_in_transaction_session_timeout = '50ms'");
+    let name = database("hasty_database");
+    direct.query(&format!("alter database {name} set idle_in_transaction_session_timeout = '50ms'"));
+    let ambassador = ambassador(1);
+    let mut told = Vec::new();
+    for port in [shared().port(), ambassador.port] {
+        for (user, database) in [("hasty", "postgres"), ("postgres", &*name)] {
+            let login = || Client::login(port, &[("user", user), ("database", database)]);
+            // One that has the server told, and those who come behind it.
+            for before in [&[][..], &["begin", "select 1", "commit"], &["set application_name = 'x'"]] {
+                let mut client = login();
+                for text in before {
+                    client.query(text);
+                }
+                client.query("begin");
+                let end = client.read().unwrap();
+                told.push(end.body.split(|byte| *byte == 0).take(4).map(<[u8]>::to_vec).collect::<Vec<_>>());
+                assert!(client.is_closed());
+            }
+            // Whoever says that it may be idle may be.
+            let mut client = login();
+            client.query("set idle_in_transaction_session_timeout = 0");
+            client.query("begin");
+            direct.query("select pg_sleep(0.1)");
+            client.query("commit");
+        }
+    }
+    let (expected, found) = told.split_at(told.len() / 2);
+    assert_eq!(found, expected);
+    assert_eq!(found[0][2], b"C25P03");
+    // No server is taken for a transaction that is idle.
+    let mut idle = Client::login(ambassador.port, &[("user", "hasty"), ("database", "postgres")]);
+    idle.query("begin");
+    assert_eq!(Client::login(ambassador.port, &[("user", "hasty"), ("database", "postgres")]).value("select 1"), "1");
+}
+
+#[test]
 fn sql_finds_the_statements_that_were_prepared_by_the_protocol() {
     let ambassador = ambassador(1);
     let (mut one, mut two) = (Client::new(ambassador.port), Client::new(ambassador.port));
@@ -547,6 +630,212 @@ fn sql_finds_the_statements_that_were_prepared_by_the_protocol() {
     // The same with a server at hand and without.
     one.exchange(&[parse("plain", "select 8"), sync()].concat());
     assert_eq!(one.value("execute plain"), "8");
+}
+
+/// A turn of the same conversation on both ways, every byte of which has to be the same.
+fn same_batches(name: &str, batches: &[Vec<u8>]) {
+    let pooled = ambassador(2);
+    let database = database(name);
+    let mut other = login(pooled.port, &database, &[]);
+    // Others have statements of the same names, and prepare the same texts.
+    other.exchange(&[parse("x", "select 'of another', 2"), parse("e", "execute x"), sync()].concat());
+    let mut clients = [shared().port(), pooled.port].map(|port| login(port, &database, &[]));
+    for (at, batch) in batches.iter().enumerate() {
+        let syncs = {
+            let (mut rest, mut count) = (&batch[..], 0);
+            while rest.len() >= 5 {
+                count += usize::from(matches!(rest[0], b'S' | b'Q'));
+                rest = &rest[1 + u32::from_be_bytes(rest[1..5].try_into().unwrap()) as usize..];
+            }
+            count
+        };
+        let [expected, found] = clients.each_mut().map(|client| {
+            client.send(batch);
+            let answers: Vec<_> = (0..syncs).flat_map(|_| client.read_until(b"Z").unwrap()).collect();
+            answers
+        });
+        assert_eq!(found, expected, "batch {at}: {}\n{}", batch.escape_ascii(), pooled.log());
+        other.exchange(&[parse("", "select 1"), sync()].concat());
+    }
+    assert_eq!(other.query("execute x")[0][0].as_deref(), Some("of another"));
+}
+
+#[test]
+fn by_the_extended_protocol_sql_finds_the_statements_of_the_protocol() {
+    let run = |text: &str| [parse("", text), describe(b'S', ""), bind("", "", &[]), describe(b'P', ""), execute("", 0)];
+    let run = |text: &str| run(text).concat();
+    let x = || parse("x", "select $1::int + 1, 'text'");
+    let alone = |text: &str| [run(text), sync()].concat();
+    let batches = [
+        // DEALLOCATE: once it is gone, and not before.
+        [x(), sync()].concat(),
+        alone("deallocate x"),
+        alone("deallocate x"),
+        [bind("", "x", &[Some("1")]), execute("", 0), sync()].concat(),
+        [x(), sync()].concat(),
+        [run("DEALLOCATE PREPARE X"), x(), bind("", "x", &[Some("1")]), execute("", 0), sync()].concat(),
+        // Bound, and run in another batch, or not at all.
+        query("begin"),
+        [parse("", "deallocate x"), bind("p", "", &[]), sync()].concat(),
+        [bind("", "x", &[Some("1")]), execute("", 0), sync()].concat(),
+        [execute("p", 0), bind("", "x", &[Some("1")]), execute("", 0), sync()].concat(),
+        query("rollback"),
+        [bind("", "x", &[Some("1")]), execute("", 0), sync()].concat(),
+        // An error before it, and one behind it.
+        [x(), sync()].concat(),
+        [run("select 1/0"), run("deallocate x"), sync()].concat(),
+        [bind("", "x", &[Some("2")]), execute("", 0), sync()].concat(),
+        [run("deallocate x"), run("select 1/0"), sync()].concat(),
+        [bind("", "x", &[Some("3")]), execute("", 0), sync()].concat(),
+        // Prepared once, run twice.
+        [x(), parse("d", "deallocate x"), sync()].concat(),
+        [bind("", "d", &[]), execute("", 0), sync()].concat(),
+        [bind("", "d", &[]), execute("", 0), sync(), x(), sync()].concat(),
+        [bind("", "d", &[]), execute("", 0), sync(), bind("", "x", &[Some("4")]), execute("", 0), sync()].concat(),
+        // All at once.
+        [x(), sync(), alone("deallocate x"), alone("deallocate x"), x(), sync(), alone("execute x(5)")].concat(),
+        alone("deallocate all"),
+        alone("execute x(5)"),
+        // EXECUTE.
+        [x(), parse("e", "execute x(6)"), describe(b'S', "e"), sync()].concat(),
+        alone("execute x(7)"),
+        [describe(b'S', "e"), bind("", "e", &[]), describe(b'P', ""), execute("", 0), sync()].concat(),
+        alone("execute x('seven')"),
+        [bind("", "e", &[]), execute("", 0), bind("", "e", &[]), execute("", 0), sync()].concat(),
+        alone("execute x"),
+        query("begin; select 1/0"),
+        alone("execute x(8)"),
+        query("rollback"),
+        [close(b'S', "x"), bind("", "e", &[]), execute("", 0), sync()].concat(),
+    ];
+    same_batches("extended_references", &batches);
+}
+
+#[test]
+fn a_name_is_taken_for_sql_and_for_the_protocol_alike() {
+    let run = |text: &str| [parse("", text), bind("", "", &[]), execute("", 0), sync()].concat();
+    let batches = [
+        [parse("x", "select 1"), sync()].concat(),
+        run("prepare x as select 2"),
+        query("prepare x as select 2"),
+        query("prepare x (int) as select 2; select 3"),
+        query("prepare y as select 'y'"),
+        [parse("y", "select 4"), sync()].concat(),
+        [parse("y", "select wrong from nowhere"), sync()].concat(),
+        [parse("z", "select 5"), bind("", "z", &[]), execute("", 0), sync()].concat(),
+        query("execute y"),
+        run("execute y"),
+        run("deallocate y"),
+        [parse("y", "select 6"), bind("", "y", &[]), execute("", 0), sync()].concat(),
+        run("deallocate x"),
+        query("prepare x as select 7"),
+        run("execute x"),
+        query("execute x"),
+    ];
+    same_batches("names_taken", &batches);
+}
+
+/// Functions that leave something in the session that calls them, or nothing.
+const LEAVING: &str = "\
+    create function zone(text) returns text language plpgsql as $$ begin perform set_config('TimeZone', $1, false); return $1; end $$; \
+    create function tenant(text) returns text language plpgsql as $$ begin perform set_config('my.tenant', $1, false); return $1; end $$; \
+    create function outer_zone(text) returns text language sql as $$ select lower(zone($1)) $$; \
+    create function dynamic() returns int language plpgsql as $$ begin execute 'set application_name = ''by a function'''; return 1; end $$; \
+    create function locks() returns int language plpgsql as $$ begin perform pg_advisory_lock(4711); return 1; end $$; \
+    create function makes() returns int language plpgsql as $$ begin create temporary table made (a int); insert into made values (1); return 1; end $$; \
+    create function plain(a int) returns int language plpgsql as $$ declare b int; begin if (a > 1) then b := abs(a) + 1; \
+      update counted set n = n + 1; else b := coalesce(a, 0); end if; return b; end $$; \
+    create function local_zone() returns text language sql as $$ select set_config('TimeZone', 'Asia/Seoul', true) $$; \
+    create table counted (n int); insert into counted values (0)";
+
+#[test]
+fn what_a_function_leaves_follows_its_client_or_keeps_its_server() {
+    same_as_direct(
+        "transparent_functions",
+        &[("application_name", "mine")],
+        &[
+            LEAVING,
+            "select zone('Europe/Paris')",
+            "show timezone",
+            "select public.outer_zone('Asia/Kolkata') as \"Zone\"",
+            "show timezone",
+            "select 1 where \"zone\"('America/Lima') is not null",
+            "show timezone",
+            "select zone /* a comment */ ('UTC'), 'a string (1)'",
+            "show timezone",
+            "begin; select zone('Asia/Tokyo'); rollback",
+            "show timezone",
+            "begin",
+            "with z as (select zone('Africa/Cairo') as x) select x from z",
+            "insert into counted (n) values (length(zone('Africa/Algiers')))",
+            "commit",
+            "show timezone",
+            "select tenant('one')",
+            "select current_setting('my.tenant')",
+            "select tenant('two')",
+            "select current_setting('my.tenant')",
+            "select dynamic()",
+            "show application_name",
+            "declare c cursor with hold for select zone('Asia/Dhaka')",
+            "fetch all from c",
+            "show timezone",
+            "select local_zone()",
+            "show timezone",
+            "prepare z as select zone('Asia/Manila')",
+            "execute z",
+            "show timezone",
+            "deallocate z; close c",
+            "select locks()",
+            "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()",
+            "select pg_advisory_unlock_all()",
+            "select makes()",
+            "select * from made",
+            "create or replace function plain(a int) returns int language plpgsql as $$ begin perform zone('Asia/Tokyo'); return a; end $$",
+            "select plain(1)",
+            "show timezone",
+        ],
+    );
+}
+
+#[test]
+fn a_function_that_leaves_nothing_is_asked_about_once() {
+    let ambassador = ambassador(2);
+    let name = database("functions_plain");
+    let mut client = login(ambassador.port, &name, &[]);
+    client.query(LEAVING);
+    let mut callers = [(); 3].map(|()| login(ambassador.port, &name, &[]));
+    let surveys = || ambassador.metric("pg_ambassador_surveys_total");
+    wait_until("it is known", || {
+        let before = surveys();
+        callers[0].query("select plain(7)");
+        // Nobody is asked behind the second one's answer any more.
+        callers[0].query("select 1");
+        before > 0.0 && surveys() == before
+    });
+    let before = surveys();
+    for client in &mut callers {
+        for _ in 0..20 {
+            assert_eq!(client.value("select plain(7) as x"), "8");
+            client.query("insert into counted (n) values (plain(1))");
+            client.exchange(
+                &[parse("", "select plain($1)"), bind("", "", &[Some("2")]), execute("", 0), sync()].concat(),
+            );
+        }
+        client.exchange(&[parse("p", "select plain($1)"), sync()].concat());
+        for _ in 0..20 {
+            client.exchange(&[bind("", "p", &[Some("2")]), execute("", 0), sync()].concat());
+        }
+    }
+    assert_eq!(surveys(), before);
+    // Until it is another function.
+    client.query(
+        "create or replace function plain(a int) returns int language sql as $$ select length(zone('Asia/Tokyo')) $$",
+    );
+    for client in &mut callers {
+        client.query("select plain(7)");
+        assert_eq!(client.value("show timezone"), "Asia/Tokyo");
+    }
+    assert_ne!(login(ambassador.port, &name, &[]).value("show timezone"), "Asia/Tokyo");
 }
 
 #[test]

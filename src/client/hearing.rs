@@ -26,6 +26,8 @@ pub(super) struct Hearing {
 enum Wait {
     /// The client's next frame: it is about to listen to these.
     Channels(Vec<ChannelName>),
+    /// The client's next frame: it commits its first LISTEN, which is of these.
+    Commit(Vec<ChannelName>),
     /// The client's ReadyForQuery.
     Ready,
     /// Another listener took over, because the client has changed its encoding.
@@ -48,14 +50,20 @@ impl Relay {
     /// The session wants channels to be listened to before it goes on.
     pub(super) fn hear(&mut self, cx: &Context<'_>) {
         let names = self.session.take_wanted_channels();
-        let deadline = self.clock.now() + PATIENCE;
+        let now = self.clock.now();
+        let deadline = now + PATIENCE;
         let encoding = self.encoding();
         let hearing = self.hearing.get_or_insert_with(|| {
             let listener = self.upstream.hubs.listener(&self.upstream.pools, &encoding, cx.waker().clone());
             Box::new(Hearing { listener, waker: cx.waker().clone(), waiting: None })
         });
-        let subscription = hearing.listener.listen(names.clone(), deadline);
-        hearing.waiting = Some((subscription, Wait::Channels(names)));
+        hearing.waiting = Some(match names.is_empty() {
+            false => (hearing.listener.listen(names.clone(), deadline), Wait::Channels(names)),
+            true => {
+                let names = self.session.tentative_channels();
+                (hearing.listener.catch_up(now + CATCH_UP), Wait::Commit(names))
+            }
+        });
     }
 
     /// A transaction has ended: what the client listens to may have changed.
@@ -114,6 +122,12 @@ impl Relay {
                     // On a connection that listened to them already, for others, something may have come by now.
                     hearing.listener.forget(names.iter().cloned());
                     self.session.channels_are_heard(names, result.is_ok());
+                }
+                Some(Wait::Commit(names)) => {
+                    if result.is_ok() {
+                        hearing.listener.forget(names);
+                    }
+                    self.session.has_caught_up();
                 }
                 Some(Wait::Ready) => {
                     self.take_mail()?;

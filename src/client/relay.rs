@@ -240,6 +240,10 @@ impl Relay {
             session.watch_outcome();
         }
         let router = Router::new(&upstream.pools, session.settings(), upstream.listener);
+        if router.is_some() {
+            // Where a transaction runs its first statement says: BEGIN never goes ahead to find out how long it may be idle.
+            session.idle_limit_is_known();
+        }
         Self {
             stream,
             router,
@@ -540,6 +544,10 @@ impl Relay {
         if let Some(since) = self.clock.request.take() {
             lease.pool().stats.record_query(now.saturating_duration_since(since));
         }
+        if let Some(limit) = lease.side.take_idle_limit() {
+            self.upstream.pools.note_idle_limit(limit);
+            self.session.idle_limit_is_known();
+        }
         let completed = self.session.take_completed();
         if self.access.is_some() && completed > 0 {
             self.log_access(Some(completed), None);
@@ -573,6 +581,9 @@ impl Relay {
             lease.pool().stats.add(&crate::pool::Totals { surveys: 1, ..Default::default() });
         }
         let (pins, open) = (lease.side.pins(), lease.side.tx().is_open());
+        if !open {
+            lease.side.note_defined();
+        }
         if pins != self.pins {
             self.pins_are(pins);
         }
@@ -975,6 +986,10 @@ impl Relay {
                     return Err(Stop::Client(End::Left));
                 }
                 Next::Server => {
+                    if !self.session.knows_idle_limit() && self.upstream.pools.idle_limit().is_some() {
+                        self.session.idle_limit_is_known();
+                        continue;
+                    }
                     let now = self.clock.now();
                     match self.ask_ambassador(&data[at..], answer) {
                         Asked::No => {}
@@ -1280,9 +1295,10 @@ impl Relay {
         next
     }
 
-    /// How long a transaction that holds no server may be idle: as long as the client has told its server to let it be.
+    /// How long a transaction that holds no server may be idle: as long as its server would let it be.
     fn idle_transaction_limit(&self) -> Duration {
-        self.session.idle_transaction_limit().unwrap_or_default()
+        let own = self.session.idle_transaction_limit();
+        own.or_else(|| self.upstream.pools.idle_limit()).unwrap_or_default()
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {

@@ -33,8 +33,8 @@ use crate::credentials::{Credential, Source};
 use crate::routing::Load;
 use crate::server::dial::{self, Verdict};
 use crate::server::{DialError, Server, ServerEntry, ServerState, Target};
-use crate::session::Params;
 use crate::session::settings::Settings;
+use crate::session::{Functions, Params};
 use crate::telemetry::Telemetry;
 use backoff::Backoff;
 use deadpool::managed;
@@ -60,6 +60,9 @@ const LOOK_FOR_ROOM: Duration = Duration::from_millis(50);
 const PATIENCE_WITH_THE_LEAVING: Duration = Duration::from_millis(500);
 /// How long a pool makes do with fewer connections after the server said that it is full.
 const FULL_RETRY: Duration = Duration::from_secs(5);
+/// How long it is remembered what functions may leave behind: somebody else may define them anew. What our own clients
+/// define is known at once.
+const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// What a pool may do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,6 +134,9 @@ pub struct Pool {
     keepers: keepers::Keepers,
     /// Somebody has ever been served: the server side of this pool works, or did.
     pub proven: AtomicBool,
+    /// What the functions of its database may leave behind, and since when that is remembered.
+    functions: Arc<Functions>,
+    functions_since: Mutex<Instant>,
 }
 
 /// Settings as they stand in a startup packet.
@@ -330,6 +336,8 @@ impl Pool {
             paranoid: config.paranoid,
             config: RwLock::new(Arc::new(config)),
             proven: AtomicBool::new(false),
+            functions: Arc::default(),
+            functions_since: Mutex::new(Instant::now()),
         })
     }
 
@@ -648,6 +656,7 @@ impl Pool {
         self.stats.measure(&self.telemetry, &labels);
         self.stats.record_connect(started.elapsed());
         server.generation = generation;
+        server.side.share_functions(&self.functions);
         if !config.lifetime.is_zero() {
             // A tenth either way, so that connections made together do not end together.
             let at = Instant::now() + config.lifetime.mul_f64(0.9 + 0.2 * fastrand::f64());
@@ -889,6 +898,12 @@ impl Pool {
     pub fn maintain(&self, now: Instant, make_room: bool) {
         let config = self.config();
         self.follow_credential();
+        let mut since = lock(&self.functions_since);
+        if now.saturating_duration_since(*since) >= REMEMBERED {
+            *since = now;
+            self.functions.forget();
+        }
+        drop(since);
         let cut_off = !self.source().is_ready(&self.node.address);
         let mut spare = self.connections().saturating_sub(config.min_idle);
         let removed = self.queue.retain(|server| {

@@ -47,6 +47,8 @@ pub struct PoolSet {
     /// Counts the configurations.
     version: AtomicU64,
     members: Arc<AtomicUsize>,
+    /// See [`PoolSet::idle_limit`]: milliseconds and one more; 0 if it is not known.
+    idle_limit: AtomicU64,
     /// Since when it has had neither clients nor connections.
     unused: Mutex<Option<Instant>>,
 }
@@ -103,8 +105,20 @@ impl PoolSet {
             state: RwLock::new(state),
             version: AtomicU64::new(1),
             members: Arc::default(),
+            idle_limit: AtomicU64::new(0),
             unused: Mutex::new(None),
         })
+    }
+
+    /// How long the server lets a transaction be idle that says nothing of it: zero for ever, none if no server has said it.
+    pub fn idle_limit(&self) -> Option<Duration> {
+        self.idle_limit.load(Ordering::Relaxed).checked_sub(1).map(Duration::from_millis)
+    }
+
+    /// A server has said it.
+    pub fn note_idle_limit(&self, limit: Duration) {
+        let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX - 1);
+        self.idle_limit.store(limit.saturating_add(1), Ordering::Relaxed);
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {

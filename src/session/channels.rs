@@ -11,6 +11,7 @@
 
 use super::pipeline::{Fate, Kind, Note, Owed};
 use super::{Outbound, PoolMode, ServerSide, Session};
+use crate::sql::reads::{Plain, Run, Why};
 use crate::sql::{self, Effects};
 use crate::wire::{frontend, reply};
 use std::collections::BTreeSet;
@@ -50,6 +51,10 @@ pub(super) struct Channels {
     dropped: Vec<Name>,
     /// The client has sent a notification, and may be its own listener.
     notified: bool,
+    /// Some of what is tentative may have been committed already: it was listened to in an earlier transaction.
+    older: bool,
+    /// What was sent before the commit that comes next is known.
+    caught_up: bool,
     /// ParameterStatus messages that PostgreSQL would send between the notifications and ReadyForQuery.
     reported: Vec<u8>,
 }
@@ -73,6 +78,34 @@ impl Session {
     /// Channels that are not to be listened to for this client any more.
     pub fn take_dropped_channels(&mut self) -> Vec<Name> {
         self.channels.as_mut().map(|channels| std::mem::take(&mut channels.dropped)).unwrap_or_default()
+    }
+
+    /// A first LISTEN is about to be committed: whether it has to be known first what was sent before that. PostgreSQL
+    /// begins to listen when the commit begins (`Exec_ListenPreCommit`), so that what was committed before is not heard,
+    /// unless it listens already.
+    pub(super) fn must_catch_up(&mut self) -> bool {
+        let Some(channels) = &mut self.channels else { return false };
+        if std::mem::take(&mut channels.caught_up) {
+            return false;
+        }
+        self.tx.is_open() && !channels.older && channels.listening.is_empty() && !channels.tentative.is_empty()
+    }
+
+    /// Whether something is listened to that may not have been committed.
+    pub(super) fn listens_tentatively(&self) -> bool {
+        self.channels.as_ref().is_some_and(|channels| !channels.tentative.is_empty())
+    }
+
+    /// Channels that the client's next frame may begin to listen to.
+    pub fn tentative_channels(&self) -> Vec<Name> {
+        self.channels.iter().flat_map(|channels| &channels.tentative).cloned().collect()
+    }
+
+    /// What was sent before the commit that comes next is known.
+    pub fn has_caught_up(&mut self) {
+        if let Some(channels) = &mut self.channels {
+            channels.caught_up = true;
+        }
     }
 
     /// All that is listened to for this client.
@@ -114,12 +147,16 @@ impl Session {
         self.channels.as_mut().map(|channels| std::mem::take(&mut channels.reported)).unwrap_or_default()
     }
 
-    /// A ReadyForQuery is about to be passed: whether it has to wait.
-    pub(super) fn hold_ready(&mut self) -> bool {
+    /// A ReadyForQuery is about to be passed: whether it has to wait. Only the last that is owed can.
+    pub(super) fn hold_ready(&mut self, is_last: bool) -> bool {
         if self.tx.is_open() {
             return false;
         }
         let Some(channels) = &mut self.channels else { return false };
+        channels.older = !channels.tentative.is_empty();
+        if !is_last {
+            return false;
+        }
         let listens = !(channels.listening.is_empty() && channels.tentative.is_empty());
         debug_assert!(!self.held_ready, "nothing is asked behind an answer that is held back");
         self.held_ready = std::mem::take(&mut channels.notified) && listens;
@@ -204,6 +241,29 @@ impl Session {
         }
     }
 
+    /// A statement of a client that listens is on its way, which may send a notification where nobody sees it: in a function
+    /// or a trigger. What only reads, and what is about the transaction alone, does not.
+    #[cold]
+    pub(super) fn may_notify(&mut self, effects: Effects, text: &[u8]) {
+        let access = sql::access(frontend::query(text), self.standard_strings, &Plain);
+        let harmless = match access.run {
+            Run::Read | Run::Cursor => true,
+            Run::Write(Why::Transaction | Why::Setting) => access.statements == 1,
+            Run::Write(_) => access.statements == 1 && effects.has(Effects::LISTEN.and(Effects::UNLISTEN)),
+        };
+        if !harmless {
+            self.note_notify();
+        }
+    }
+
+    /// Whether an answer that is due has to be the last before the notifications that come with it: then nothing is asked
+    /// behind it until it is there.
+    pub(super) fn awaits_itself(&self, server: &ServerSide) -> bool {
+        let Some(channels) = self.channels.as_ref().filter(|channels| channels.notified) else { return false };
+        let listens = !(channels.listening.is_empty() && channels.tentative.is_empty());
+        listens && !server.pipeline.batch_open && server.will_settle()
+    }
+
     /// Whether a notification that this client's server has sent reaches the client on another way.
     pub(super) fn hears(&self, channel: &[u8]) -> bool {
         self.channels.as_ref().is_some_and(|c| c.listening.contains(channel) || c.tentative.contains(channel))
@@ -260,6 +320,7 @@ impl Session {
                 channels.deaf.insert(name);
             }
         }
+        channels.older = false;
         // What was not committed need not be heard.
         let rolled_back = std::mem::take(&mut channels.tentative);
         channels.dropped.extend(rolled_back);

@@ -1,11 +1,15 @@
 //! The client's frames: what each needs, what it leaves in the queue of owed replies, and how it goes on.
 
+use super::functions::ASKED;
+use super::lending::{EVERY, REFERRING};
 use super::pipeline::{Copy, Fate, Kind, Note, Owed};
 use super::prepared::{Lookup, Own, PREFIX, Presence, Statement};
 use super::reading;
 use super::{
     Body, End, Interners, Next, Orphan, Outbound, ServerSide, Session, Taken, Unnamed, Violation, WHOLE_FRAME,
 };
+use crate::sql::reads::calls::calls;
+use crate::sql::reference::Verb;
 use crate::sql::{self, Analysis, Effects};
 use crate::wire::frame::{self, Frame, HEADER};
 use crate::wire::frontend::{self, Named};
@@ -39,7 +43,7 @@ impl Cut {
 }
 
 /// What became of a frame.
-enum Fare {
+pub(super) enum Fare {
     /// It was handled, up to the end of what has arrived of it.
     Done,
     /// It was handled together with those behind it: so many bytes.
@@ -386,10 +390,19 @@ impl Session {
         if server.may_forget_names() && names_statement(cut.tag, cut.body(input)) && server.will_settle() {
             return Ok(wait_for_quiet(to_server));
         }
+        if self.channels.is_some() && asks(cut.tag) && self.awaits_itself(server) {
+            return Ok(wait_for_quiet(to_server));
+        }
         match cut.tag {
             FrontendTag::Query => {
                 let found = self.analysed.take();
                 let analysis = found.unwrap_or_else(|| self.analyse(cut, frontend::query(cut.body(input))));
+                if analysis.commits
+                    && let Some(fare) = self.commits_a_listen(server, to_server)
+                {
+                    self.analysed = Some(analysis);
+                    return Ok(fare);
+                }
                 if analysis.effects.has(LISTENING)
                     && let Some(fare) = self.concerns_channels(analysis.effects, cut.body(input), server, to_server)
                 {
@@ -399,9 +412,13 @@ impl Session {
                 if analysis.effects.has(Effects::LOOKING) {
                     self.hide_others(server, to_server);
                 }
-                if analysis.effects.has(REFERRING) && analysis.statements == 1 {
+                if analysis.effects.has(REFERRING) {
                     let text = frontend::query(cut.body(input));
-                    if let Some(fare) = self.refer(shared, cut, text, server, to_server, to_client) {
+                    let alone = analysis.statements == 1 && cut.is_whole();
+                    let dropped = if alone { self.deallocate(text, server, to_server, to_client) } else { None };
+                    let runs = [Verb::Execute, Verb::Prepare];
+                    let fare = dropped.or_else(|| self.lend(shared, text, &runs, server, to_server));
+                    if let Some(fare) = fare {
                         if matches!(fare, Fare::Wait(_)) {
                             self.analysed = Some(analysis);
                         }
@@ -423,6 +440,9 @@ impl Session {
                 if analysis.effects.has(Effects::RESET) && !(analysis.copies && analysis.statements > 1) {
                     self.restore_startup(concerns_identity(cut.body(input)), server, to_server);
                 }
+                if self.lending.is_some() && !analysis.copies {
+                    self.give_back(server, to_server);
+                }
                 if self.marks > 0 && !analysis.copies {
                     self.send_marks(server, to_server);
                 }
@@ -434,12 +454,22 @@ impl Session {
                 if !cut.body(input).ends_with(&[0, 0, 0, 0]) {
                     self.limited_batch = Some(self.batch);
                 }
-                server.pipeline.push(Owed::forward(Kind::Execute { commits: self.bound_commits }));
+                let mut owed = Owed::forward(Kind::Execute { commits: self.bound_commits });
+                if self.lending.is_some() {
+                    let portal = frontend::query(cut.body(input));
+                    match self.runs_reference(shared, portal, server, to_server) {
+                        Ok(None) => {}
+                        Ok(Some(note)) => owed = owed.with(note),
+                        Err(fare) => return Ok(fare),
+                    }
+                }
+                server.pipeline.push(owed);
                 to_server.pass(cut.range());
             }
             FrontendTag::Close => return Ok(self.close(input, cut, server, to_server, to_client)),
             FrontendTag::FunctionCall => {
                 server.soil(Effects::UNKNOWN);
+                self.note_notify();
                 server.pipeline.push(Owed::forward(Kind::Function));
                 to_server.pass(cut.range());
                 self.pass_rest(cut);
@@ -456,6 +486,9 @@ impl Session {
                 to_server.pass(cut.range());
                 if let Some(identity) = self.resets.take().filter(|_| server.pipeline.copy == Copy::None) {
                     self.restore_startup(identity, server, to_server);
+                }
+                if self.lending.is_some() {
+                    self.give_back(server, to_server);
                 }
                 if self.marks > 0 && server.pipeline.copy == Copy::None {
                     self.send_marks(server, to_server);
@@ -534,6 +567,12 @@ impl Session {
             if analysis.effects.has(LISTENING) && begins && self.waits_for_channels(analysis.effects, server) {
                 return wait_for_quiet(to_server);
             }
+            // What it returns, and whether it can be run at all, is decided now.
+            if analysis.effects.has(Effects::EXECUTE)
+                && let Some(fare) = self.lend(shared, parse.query, &[Verb::Execute], server, to_server)
+            {
+                return fare;
+            }
             let before = self.unnamed_sent(Some(text), analysis, server);
             server.pipeline.push(Owed { note: Some(before), ..Owed::forward(Kind::Parse) });
             to_server.pass(cut.range());
@@ -557,16 +596,26 @@ impl Session {
             reply::parse(to_server.edit(), Own::Taken.name().as_bytes(), parse.query, parse.types);
             return Fare::Done;
         }
-        self.counts.client_parses += 1;
         // What is the same but for the trace it is run in is one statement.
         let query = sql::without_trace(parse.query, self.standard_strings).unwrap_or(parse.query);
         let parse = frontend::Parse { query, ..parse };
         let analyse = || sql::analyse(parse.query, self.standard_strings);
-        let statement = if server.is_unsettled() {
+        let mut statement = if server.is_unsettled() {
             shared.statements.private(parse.query, parse.types, analyse())
         } else {
             shared.statements.intern(parse.query, parse.types, &self.settings, analyse)
         };
+        if statement.analysis.effects.has(Effects::EXECUTE) {
+            // In another session the name that it has in it stands for something else.
+            statement = shared.statements.private(parse.query, parse.types, statement.analysis);
+            if let Some(fare) = self.lend(shared, parse.query, &[Verb::Execute], server, to_server) {
+                return fare;
+            }
+        }
+        if self.sql_prepared.is_some() && server.pipeline.surely_accepts() {
+            Self::try_name(&parse, server, to_server);
+        }
+        self.counts.client_parses += 1;
         let name = self.prepared.begin(parse.name, Some(Arc::clone(&statement)), self.batch);
         let presence = server.prepared.touch(statement.id, self.batch);
         // PostgreSQL itself has to parse where that shows: inside a failed transaction it refuses to, and behind a portal
@@ -650,12 +699,24 @@ impl Session {
             if self.unnamed_is_undecided(server) && server.will_settle() {
                 return Ok(wait_for_quiet(to_server));
             }
-            self.ensure_unnamed(server, to_server);
             let analysis = self.unnamed.as_ref().map_or(Analysis::UNKNOWN, |u| u.analysis);
+            if analysis.effects.has(REFERRING)
+                && let Some(text) = self.unnamed.as_ref().and_then(|unnamed| unnamed.text.clone())
+                && let Some(fare) = self.lend(shared, &text, &EVERY, server, to_server)
+            {
+                return Ok(fare);
+            }
+            self.ensure_unnamed(server, to_server);
             if analysis.effects.has(Effects::LOOKING) {
                 self.hide_others(server, to_server);
             }
-            let text = self.unnamed.as_ref().and_then(|u| u.text.clone().filter(|_| !analysis.effects.is_none()));
+            if analysis.commits
+                && let Some(fare) = self.commits_a_listen(server, to_server)
+            {
+                return Ok(fare);
+            }
+            let wanted = !analysis.effects.is_none() || self.channels.is_some();
+            let text = self.unnamed.as_ref().and_then(|u| u.text.clone().filter(|_| wanted));
             if analysis.effects.has(LISTENING)
                 && let Some(fare) =
                     self.concerns_channels(analysis.effects, text.as_deref().unwrap_or_default(), server, to_server)
@@ -663,12 +724,26 @@ impl Session {
                 return Ok(fare);
             }
             self.bound(analysis, text.as_deref().unwrap_or_default(), body, server, to_server);
+            if self.lending.is_some() || analysis.effects.has(REFERRING) {
+                self.note_portal(bind.portal, analysis.effects, text.as_deref().unwrap_or_default(), server);
+            }
         } else {
             match self.prepared.look_up(bind.statement, self.batch) {
                 Lookup::Known(name, statement) => {
+                    let (name, statement) = (Arc::clone(name), Arc::clone(statement));
                     let begins = self.begins_batch(server);
-                    let owed = Owed::forward(Kind::Bind).naming(name);
-                    let Some(statement) = self.current(shared, &Arc::clone(name), Arc::clone(statement), server) else {
+                    let owed = Owed::forward(Kind::Bind).naming(&name);
+                    if statement.analysis.effects.has(REFERRING)
+                        && let Some(fare) = self.lend(shared, &statement.query, &EVERY, server, to_server)
+                    {
+                        return Ok(fare);
+                    }
+                    if statement.analysis.commits
+                        && let Some(fare) = self.commits_a_listen(server, to_server)
+                    {
+                        return Ok(fare);
+                    }
+                    let Some(statement) = self.current(shared, &name, statement, server) else {
                         return Ok(wait_for_quiet(to_server));
                     };
                     if !server.ensure_prepared(&statement, self.batch, to_server) {
@@ -683,7 +758,12 @@ impl Session {
                     if statement.analysis.effects.has(Effects::LOOKING) {
                         self.hide_others(server, to_server);
                     }
-                    self.bound(statement.analysis, &statement.query, body, server, to_server);
+                    let effects = self.effects_of(&statement, server);
+                    let analysis = Analysis { effects, ..statement.analysis };
+                    self.bound(analysis, &statement.query, body, server, to_server);
+                    if self.lending.is_some() || effects.has(REFERRING) {
+                        self.note_portal(bind.portal, effects, &statement.query, server);
+                    }
                     if begins {
                         self.keep(&input[cut.start..], server);
                     }
@@ -736,14 +816,64 @@ impl Session {
     /// A statement is on its way: what it may leave behind counts from here. Its text may have a terminator, and
     /// something else behind that.
     #[inline]
-    fn will_run(&mut self, effects: Effects, text: &[u8], server: &mut ServerSide, to_server: &mut Outbound<'_>) {
+    pub(super) fn will_run(
+        &mut self,
+        effects: Effects,
+        text: &[u8],
+        server: &mut ServerSide,
+        to_server: &mut Outbound<'_>,
+    ) {
         if effects.has(Effects::ASKING.and(Effects::SEQUENCE).and(Effects::INSERTING)) {
             self.concerns_sequences(effects, server, to_server);
         }
         if effects.has(NAMING.and(Effects::PREPARE).and(Effects::EXECUTE)) {
             self.will_run_with_names(effects, text, server);
         }
+        if self.channels.is_some() {
+            self.may_notify(effects, text);
+        }
+        if effects.has(Effects::CALLING) {
+            self.will_call(effects, text, server);
+        }
         server.soil(effects);
+    }
+
+    /// The same for one that calls functions. True if those leave nothing behind.
+    #[cold]
+    fn will_call(&self, effects: Effects, text: &[u8], server: &mut ServerSide) -> bool {
+        // What is prepared runs later, and what was prepared then is not looked at.
+        if effects.has(Effects::PREPARE) {
+            return false;
+        }
+        let calls = calls(frontend::query(text), self.standard_strings);
+        let verdict = server.functions.judge(&calls);
+        for name in verdict.missing {
+            if server.inquiries.len() < ASKED && !server.inquiries.contains(&name) {
+                server.inquiries.push(name);
+            }
+        }
+        for name in verdict.settings {
+            server.too_many_names |= !sql::custom_name(name.as_bytes(), &mut server.custom_names);
+        }
+        if verdict.effects.has(Effects::UNKNOWN) {
+            server.note_names(frontend::query(text), self.standard_strings);
+        }
+        server.soil(verdict.effects);
+        verdict.effects.is_none()
+    }
+
+    /// What a statement that others share may leave behind; what it calls is looked at once.
+    #[inline]
+    fn effects_of(&self, statement: &Statement, server: &mut ServerSide) -> Effects {
+        let effects = statement.analysis.effects;
+        if !effects.has(Effects::CALLING) {
+            return effects;
+        }
+        let version = server.functions.version();
+        if !statement.is_harmless(version) && self.will_call(effects, &statement.query, server) {
+            statement.note_harmless(version);
+        }
+        effects.without(Effects::CALLING)
     }
 
     /// A statement is about to be sent that moves sequences or asks where they stand.
@@ -776,7 +906,10 @@ impl Session {
         }
         if effects.has(Effects::PREPARE) {
             let prepared = self.sql_prepared.get_or_insert_default();
-            prepared.effects = prepared.effects.and(effects.without(Effects::PREPARE));
+            prepared.effects = prepared.effects.and(effects.without(Effects::PREPARE.and(Effects::CALLING)));
+            if effects.has(Effects::CALLING) {
+                prepared.effects = prepared.effects.and(Effects::UNKNOWN);
+            }
             if effects.has(NAMING) {
                 server.too_many_names |= !sql::custom_names(text, self.standard_strings, &mut prepared.names);
             }
@@ -818,69 +951,57 @@ impl Session {
         None
     }
 
+    /// A COMMIT is about to be sent, unless something else comes first: it may be that of a LISTEN.
+    #[inline]
+    fn commits_a_listen(&mut self, server: &ServerSide, to_server: &mut Outbound<'_>) -> Option<Fare> {
+        if !self.listens_tentatively() {
+            return None;
+        }
+        // Which transaction is to be committed is known when all before it is answered.
+        if server.will_settle() && self.tx.is_open() {
+            return Some(wait_for_quiet(to_server));
+        }
+        self.must_catch_up().then_some(Fare::Wait(Next::Channels))
+    }
+
     /// Whether it has yet to be found out what the client listens to.
     fn waits_for_channels(&self, effects: Effects, server: &ServerSide) -> bool {
         let due = match effects.has(LISTENS) {
-            true => server.is_asking(),
+            // What was sent to it before is not to be heard.
+            true => effects.has(Effects::LISTEN) || server.is_asking(),
             false => server.asked.has(LISTENS) || (server.dirty.has(LISTENS) && server.pipeline.tx == TxStatus::Idle),
         };
         due && server.will_settle()
     }
 
-    /// A Query that names a statement which the client has prepared by the protocol: on the server it has another name.
-    /// None if it names another.
-    fn refer(
+    /// A Query that drops a statement which the client has prepared by the protocol. None if it does something else.
+    fn deallocate(
         &mut self,
-        shared: &Interners,
-        cut: Cut,
         text: &[u8],
-        server: &mut ServerSide,
+        server: &ServerSide,
         to_server: &mut Outbound<'_>,
         to_client: &mut Vec<u8>,
     ) -> Option<Fare> {
-        let reference = sql::reference(text, self.standard_strings).filter(|_| cut.is_whole())?;
-        // A failed transaction refuses either.
-        let (name, statement) = match self.prepared.look_up(&reference.name, self.batch) {
-            Lookup::Known(name, statement) => (Arc::clone(name), Arc::clone(statement)),
+        let reference = sql::reference(text, self.standard_strings).filter(|found| found.verb == Verb::Deallocate)?;
+        let name = match self.prepared.look_up(&reference.name, self.batch) {
+            Lookup::Known(name, _) => Arc::clone(name),
             Lookup::Undecided if server.will_settle() => return Some(wait_for_quiet(to_server)),
             Lookup::Undecided | Lookup::Unknown => return None,
         };
         if server.will_settle() {
             return Some(wait_for_quiet(to_server));
         }
+        // A failed transaction refuses it.
         if server.pipeline.tx == TxStatus::Failed {
             return None;
         }
-        if reference.deallocates {
-            // The server keeps it for others.
-            self.prepared.remove(&name);
-            self.unnamed = None;
-            self.batch = self.batch.wrapping_add(1);
-            self.completed += 1;
-            reply::command_complete(to_client, "DEALLOCATE");
-            reply::ready(to_client, self.tx);
-            return Some(Fare::Done);
-        }
-        let statement = self.current(shared, &name, statement, server)?;
-        if server.prepared.touch(statement.id, self.batch) != Presence::Held {
-            server.make_room(self.batch, to_server);
-            server.prepare(&statement, self.batch, Fate::Behind, to_server);
-            reply::sync(to_server.edit());
-            server.pipeline.push(Owed::behind(Kind::Sync));
-        }
-        self.will_run(statement.analysis.effects, &statement.query, server, to_server);
-        let renamed =
-            [&text[..reference.range.start], b"\"", statement.name.as_bytes(), b"\"", &text[reference.range.end..]];
-        reply::request(to_server.edit(), FrontendTag::Query, |body| {
-            body.extend(renamed.concat());
-            body.push(0);
-        });
-        let mut owed = Owed::forward(Kind::Query { commits: false });
-        if self.unnamed.is_some() || server.unnamed.is_some() {
-            owed = owed.with(self.unnamed_dropped(server));
-        }
+        // The server keeps it for others.
+        self.prepared.remove(&name);
+        self.unnamed = None;
         self.batch = self.batch.wrapping_add(1);
-        server.pipeline.push(owed);
+        self.completed += 1;
+        reply::command_complete(to_client, "DEALLOCATE");
+        reply::ready(to_client, self.tx);
         Some(Fare::Done)
     }
 
@@ -903,7 +1024,7 @@ impl Session {
     /// settings. PostgreSQL then looks at it anew, and so do we: under another name, so that who has not changed them keeps
     /// what it has. What was read when it was prepared is read the same again; see `reading`.
     #[inline]
-    fn current(
+    pub(super) fn current(
         &mut self,
         shared: &Interners,
         name: &Arc<[u8]>,
@@ -975,6 +1096,12 @@ impl Session {
                 if self.unnamed_is_undecided(server) && server.will_settle() {
                     return wait_for_quiet(to_server);
                 }
+                let unnamed = self.unnamed.as_ref().filter(|unnamed| unnamed.analysis.effects.has(Effects::EXECUTE));
+                if let Some(text) = unnamed.and_then(|unnamed| unnamed.text.clone())
+                    && let Some(fare) = self.lend(shared, &text, &[Verb::Execute], server, to_server)
+                {
+                    return fare;
+                }
                 self.ensure_unnamed(server, to_server);
                 server.pipeline.push(Owed::forward(Kind::DescribeStatement));
                 to_server.pass(cut.range());
@@ -986,7 +1113,13 @@ impl Session {
                         let begins = self.begins_batch(server);
                         let name = Arc::clone(name);
                         owed = owed.naming(&name);
-                        let Some(statement) = self.current(shared, &name, Arc::clone(statement), server) else {
+                        let statement = Arc::clone(statement);
+                        if statement.analysis.effects.has(Effects::EXECUTE)
+                            && let Some(fare) = self.lend(shared, &statement.query, &[Verb::Execute], server, to_server)
+                        {
+                            return fare;
+                        }
+                        let Some(statement) = self.current(shared, &name, statement, server) else {
                             return wait_for_quiet(to_server);
                         };
                         if !server.ensure_prepared(&statement, self.batch, to_server) {
@@ -1069,6 +1202,10 @@ impl Session {
                 | Note::Begun
                 | Note::Asked
                 | Note::Mark(_)
+                | Note::Limit
+                | Note::Lent
+                | Note::Restoring
+                | Note::Restored
                 | Note::Reply(_) => {}
             }
             return;
@@ -1100,9 +1237,6 @@ impl Session {
     }
 }
 
-/// Effects of statements that may name a prepared statement.
-const REFERRING: Effects = Effects::EXECUTE.and(Effects::PREPARE);
-
 /// Effects of statements that have to do with notifications.
 const LISTENING: Effects = LISTENS.and(Effects::NOTIFY);
 
@@ -1127,7 +1261,7 @@ impl ServerSide {
 
     /// Whether something may be on its way that drops all prepared statements: DEALLOCATE ALL, DISCARD ALL.
     #[inline]
-    fn may_forget_names(&self) -> bool {
+    pub(super) fn may_forget_names(&self) -> bool {
         self.dirty.has(Effects::PREPARE.and(Effects::DISCARD))
     }
 
@@ -1201,9 +1335,29 @@ impl ServerSide {
 }
 
 /// What comes next can be judged only when everything before it is answered; the Flush makes the server do that.
-fn wait_for_quiet(to_server: &mut Outbound<'_>) -> Fare {
+pub(super) fn wait_for_quiet(to_server: &mut Outbound<'_>) -> Fare {
     reply::request(to_server.edit(), FrontendTag::Flush, |_| {});
     Fare::Wait(Next::Quiet)
+}
+
+/// Whether a message begins a request.
+fn asks(tag: FrontendTag) -> bool {
+    match tag {
+        FrontendTag::Query
+        | FrontendTag::Parse
+        | FrontendTag::Bind
+        | FrontendTag::Describe
+        | FrontendTag::Execute
+        | FrontendTag::Close
+        | FrontendTag::FunctionCall
+        | FrontendTag::Sync => true,
+        FrontendTag::CopyData
+        | FrontendTag::CopyDone
+        | FrontendTag::CopyFail
+        | FrontendTag::Flush
+        | FrontendTag::Password
+        | FrontendTag::Terminate => false,
+    }
 }
 
 /// Whether a frame is of use only when all of it is there, and short enough to wait for that.

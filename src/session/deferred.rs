@@ -7,6 +7,7 @@ use super::pipeline::{Kind, Note, Owed};
 use super::prepared::{Lookup, Own};
 use super::server_frames::NOBODY;
 use super::{Outbound, PoolMode, ServerSide, Session, Unnamed};
+use crate::sql::reference::Verb;
 use crate::sql::{self, Analysis, Command, Control, Effects};
 use crate::wire::frame::{self, Frame, HEADER};
 use crate::wire::frontend::{self, Named};
@@ -48,15 +49,13 @@ impl Session {
         self.deferred = None;
     }
 
-    /// The client's own `idle_in_transaction_session_timeout`, as far as it applies while no server can: none if it has set
-    /// none, zero if it has turned it off.
+    /// The client's own `idle_in_transaction_session_timeout`: none if it has set none, zero if it has turned it off.
     pub fn idle_transaction_limit(&self) -> Option<Duration> {
-        self.deferred.as_ref()?;
         self.settings.get("idle_in_transaction_session_timeout").and_then(duration)
     }
 
     /// What this text begins or ends, if no server is needed to say so.
-    fn control(&self, text: &[u8], analysis: &Analysis) -> Option<Control> {
+    fn control(&mut self, text: &[u8], analysis: &Analysis) -> Option<Control> {
         let may_be = match analysis.first {
             Command::Begin => self.deferred.is_none() && self.tx == TxStatus::Idle,
             Command::Commit | Command::Rollback => self.deferred.is_some(),
@@ -65,7 +64,9 @@ impl Session {
         if !may_be || analysis.statements != 1 || self.mode != PoolMode::Transaction {
             return None;
         }
-        Control::of(text, self.standard_strings)
+        let control = Control::of(text, self.standard_strings)?;
+        let begins = matches!(control, Control::Begin | Control::Start);
+        (!begins || self.may_defer()).then_some(control)
     }
 
     fn carry_out(&mut self, control: Control, text: &[u8]) {
@@ -98,7 +99,9 @@ impl Session {
         if analysis.statements != 1 || !analysis.effects.has(Effects::PREPARE) {
             return false;
         }
-        let Some(reference) = sql::reference(text, self.standard_strings).filter(|found| found.deallocates) else {
+        let Some(reference) =
+            sql::reference(text, self.standard_strings).filter(|found| found.verb == Verb::Deallocate)
+        else {
             return false;
         };
         let Lookup::Known(..) = self.prepared.look_up(&reference.name, self.batch) else { return false };
@@ -156,6 +159,7 @@ impl Session {
                 let Lookup::Known(_, statement) = self.prepared.look_up(bind.statement, self.batch) else {
                     return None;
                 };
+                let statement = Arc::clone(statement);
                 (self.control(&statement.query, &statement.analysis)?, statement.query.clone())
             }
         };

@@ -26,6 +26,9 @@ impl Session {
         if !self.holds_ready() {
             to_client.append(&mut self.take_reported());
         }
+        self.not_restored(to_client);
+        // What it was lent is gone with it.
+        self.lending = None;
         // The client may be in one that has begun on the server only with what it was sent last.
         let was_open = server.pipeline.tx.is_open() || self.tx.is_open();
         let Pipeline { owed, batch_open, skipping, .. } = std::mem::replace(&mut server.pipeline, Pipeline::new());

@@ -7,6 +7,9 @@
 mod channels;
 mod client_frames;
 mod deferred;
+mod functions;
+mod lending;
+mod limit;
 mod loss;
 mod outbound;
 mod own;
@@ -17,6 +20,7 @@ mod reading;
 mod repeat;
 mod replay;
 mod request;
+mod restore;
 mod second_try;
 mod server_frames;
 pub mod settings;
@@ -31,6 +35,7 @@ use settings::{Settings, SettingsInterner};
 use std::sync::Arc;
 
 pub use channels::Name as ChannelName;
+pub use functions::Functions;
 pub use loss::ServerLoss;
 pub use outbound::Outbound;
 pub use own::{AtRest, OwnRequest, invalid_value};
@@ -75,8 +80,12 @@ pub struct Session {
     startup: Settings,
     /// What the statements may leave behind that SQL has prepared.
     sql_prepared: Option<Box<SqlPrepared>>,
+    /// What it has prepared by the protocol, and speaks of in SQL.
+    lending: Option<Box<lending::Lending>>,
     /// A message of this batch may have reset settings; the role as well?
     resets: Option<bool>,
+    /// What it is to be told of a reset that is under way.
+    restoring: Option<Box<restore::Restoring>>,
     /// What it listens to, if it ever did.
     channels: Option<Box<channels::Channels>>,
     /// UNLISTENs of this batch.
@@ -118,6 +127,10 @@ pub struct Session {
     analysed: Option<Analysis>,
     /// The transaction that the client believes to be in has begun on no server yet.
     deferred: Option<Box<deferred::Deferred>>,
+    /// It is known how long that may be idle.
+    knows_limit: bool,
+    /// The server that comes next is to be asked for it.
+    asks_limit: bool,
     /// No server is to be had for the client's next frame right now.
     pressed: bool,
     /// Whether the statement bound last ends a transaction.
@@ -237,6 +250,10 @@ pub struct ServerSide {
     pins: Pins,
     /// See [`ServerSide::worn_by`].
     worn_by: u64,
+    /// What functions may leave here.
+    functions: Arc<Functions>,
+    /// Names of functions to ask about.
+    inquiries: Vec<Box<str>>,
     /// Names of settings to ask for, beside those that PostgreSQL lists.
     custom_names: Vec<Box<str>>,
     /// There were more of them than can be asked for.
@@ -252,12 +269,18 @@ pub struct ServerSide {
     /// The batch that was sent last, from its first use of a statement on, should it have to be sent once more.
     kept: Kept,
     body: Option<Body>,
+    /// Whether it has said how long a transaction may be idle by default.
+    limit: limit::Limit,
+    /// See [`ServerSide::take_idle_limit`].
+    told_limit: Option<std::time::Duration>,
     /// It is a replica: each request has to be looked at before it comes here.
     fenced: bool,
     /// It has said that it is in recovery.
     in_recovery: bool,
     /// See [`ServerSide::take_defined`].
     defined: bool,
+    /// The same, for what is known of functions.
+    redefined: bool,
     /// How many prepared statements it may hold.
     prepared_limit: usize,
     /// Parse messages of named statements since somebody asked.
@@ -361,7 +384,9 @@ impl Session {
             startup: settings.clone(),
             settings,
             sql_prepared: None,
+            lending: None,
             resets: None,
+            restoring: None,
             channels: None,
             marks: 0,
             asks_sequences: false,
@@ -384,6 +409,8 @@ impl Session {
             orphan: None,
             deferred: None,
             analysed: None,
+            knows_limit: false,
+            asks_limit: false,
             pressed: false,
             bound_commits: false,
             standard_strings,
@@ -486,18 +513,28 @@ impl ServerSide {
             findings: None,
             pins: Pins::NONE,
             worn_by: 0,
+            functions: Arc::default(),
+            inquiries: Vec::new(),
             custom_names: Vec::new(),
             too_many_names: false,
             listens: false,
             user: 0,
             sequences_of_another: false,
             kept: Kept::default(),
+            limit: limit::Limit::Unasked,
+            told_limit: None,
             body: None,
             fenced: false,
             defined: false,
+            redefined: false,
             prepared_limit,
             parses: 0,
         }
+    }
+
+    /// What is known of the functions of its database is known to all its connections.
+    pub fn share_functions(&mut self, functions: &Arc<Functions>) {
+        self.functions = Arc::clone(functions);
     }
 
     /// Nothing is owed, nothing is open, no frame is in progress.
@@ -591,6 +628,7 @@ impl ServerSide {
         self.tries = 0;
         self.findings = None;
         self.pins = Pins::NONE;
+        self.inquiries = Vec::new();
         self.custom_names = Vec::new();
         self.too_many_names = false;
         self.listens = false;

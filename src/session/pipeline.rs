@@ -73,6 +73,14 @@ pub(super) enum Note {
     Begun,
     /// The end of a question about what was left behind.
     Asked,
+    /// Makes a name of the client's known to the server, for a while: what is wrong with that, the client is told.
+    Lent,
+    /// The end of a question about how long a transaction may be idle.
+    Limit,
+    /// The first of our messages that restore what a session began with.
+    Restoring,
+    /// The last of them.
+    Restored,
 }
 
 /// One reply owed.

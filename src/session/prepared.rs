@@ -35,6 +35,8 @@ pub struct Statement {
     proven: AtomicBool,
     /// What was found of where it may run; see [`Statement::judged`].
     judged: AtomicU64,
+    /// The version of what is known of functions by which it leaves nothing behind.
+    harmless: AtomicU64,
     /// A server refused it because what it reads has changed since it was parsed.
     outdated: AtomicBool,
 }
@@ -61,6 +63,17 @@ impl Statement {
     /// Notes where it may run.
     pub fn note_judged(&self, version: u64, verdict: u8) {
         self.judged.store((version << 8) | u64::from(verdict), Ordering::Relaxed);
+    }
+
+    /// Whether all that it calls was found to leave nothing behind, by this version of what is known.
+    #[inline]
+    pub(super) fn is_harmless(&self, version: u64) -> bool {
+        self.harmless.load(Ordering::Relaxed) == version
+    }
+
+    /// It was.
+    pub(super) fn note_harmless(&self, version: u64) {
+        self.harmless.store(version, Ordering::Relaxed);
     }
 
     fn is_outdated(&self) -> bool {
@@ -166,6 +179,7 @@ impl StatementInterner {
             reading: reading.into(),
             proven: AtomicBool::new(false),
             judged: AtomicU64::new(0),
+            harmless: AtomicU64::new(0),
             outdated: AtomicBool::new(false),
         });
         list.retain(|s| s.strong_count() > 0);
@@ -187,6 +201,7 @@ impl StatementInterner {
             reading: Box::default(),
             proven: AtomicBool::new(false),
             judged: AtomicU64::new(0),
+            harmless: AtomicU64::new(0),
             outdated: AtomicBool::new(false),
         })
     }

@@ -62,6 +62,7 @@ impl Session {
             server.user = self.id;
             server.sequences_of_another = true;
         }
+        self.ask_limit(server, to_server);
         if let Some(deferred) = self.deferred.take() {
             Self::begin_on(&deferred, server, to_server);
         }

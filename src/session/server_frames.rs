@@ -143,17 +143,22 @@ impl Session {
                     }
                     self.tx = status;
                     self.completed += 1;
-                    if self.channels.is_some() {
-                        if server.pipeline.owes_client_only_this() && self.hold_ready() {
-                            forward(cut, false, server, to_client);
-                            self.pop_answered(server, to_client);
-                            return Ok(());
-                        }
-                        let mut reported = self.take_reported();
-                        if !reported.is_empty() {
-                            to_client.edit().append(&mut reported);
-                        }
+                    if server.pipeline.restores_next() {
+                        self.keep_ready();
+                        forward(cut, false, server, to_client);
+                        self.pop_answered(server, to_client);
+                        return Ok(());
                     }
+                    if self.channels.is_some() && self.ready_waits(server, to_client) {
+                        forward(cut, false, server, to_client);
+                        self.pop_answered(server, to_client);
+                        return Ok(());
+                    }
+                } else if self.restoring.is_some()
+                    && self.restored(server, to_client)
+                    && !self.ready_waits(server, to_client)
+                {
+                    reply::ready(to_client.edit(), self.tx);
                 }
             }
             BackendTag::CommandComplete => {
@@ -165,7 +170,9 @@ impl Session {
             }
             BackendTag::DataRow if !pass => {
                 let whole = cut.end - cut.start == cut.len;
-                if let Some(findings) = &mut server.findings {
+                if !server.limit_row(body)
+                    && let Some(findings) = &mut server.findings
+                {
                     findings.row(whole.then_some(body));
                 }
             }
@@ -184,6 +191,18 @@ impl Session {
             self.pop_answered(server, to_client);
         }
         Ok(())
+    }
+
+    /// Whether the client's ReadyForQuery has to wait for notifications. If not, what was kept with it goes before it.
+    fn ready_waits(&mut self, server: &ServerSide, to_client: &mut Outbound<'_>) -> bool {
+        if self.hold_ready(server.pipeline.owes_client_only_this()) {
+            return true;
+        }
+        let mut reported = self.take_reported();
+        if !reported.is_empty() {
+            to_client.edit().append(&mut reported);
+        }
+        false
     }
 
     /// Takes off the front entry, now answered, and everything behind it that needs no answer.
@@ -231,7 +250,8 @@ impl Session {
             Note::Reply(bytes) => to_client.edit().extend(bytes),
             Note::OwnMade(own) => server.prepared.own |= own.bit(),
             Note::OwnGone(own) => server.prepared.own &= !own.bit(),
-            Note::Begun | Note::Mark(_) => {}
+            Note::Begun | Note::Mark(_) | Note::Lent | Note::Restoring | Note::Restored => {}
+            Note::Limit => server.limit_is_told(),
             Note::Asked => {
                 if let Some(findings) = &mut server.findings {
                     findings.complete();
@@ -277,7 +297,15 @@ impl Session {
             Note::Dropped { statement, sent } => server.prepared.settle(statement.id, sent, false),
             Note::Closed { name } => self.prepared.undo(&name),
             Note::OwnMade(own) => server.prepared.own &= !own.bit(),
-            Note::Reply(_) | Note::OwnGone(_) | Note::Begun | Note::Asked | Note::Mark(_) => {}
+            Note::Reply(_)
+            | Note::OwnGone(_)
+            | Note::Begun
+            | Note::Asked
+            | Note::Mark(_)
+            | Note::Limit
+            | Note::Lent
+            | Note::Restoring
+            | Note::Restored => {}
         }
     }
 
@@ -297,6 +325,10 @@ impl Session {
             | Note::Begun
             | Note::Asked
             | Note::Mark(_)
+            | Note::Limit
+            | Note::Lent
+            | Note::Restoring
+            | Note::Restored
             | Note::Reply(_) => {}
         }
     }
@@ -323,15 +355,17 @@ impl Session {
         to_client: &mut Outbound<'_>,
     ) -> Result<(), Violation> {
         let (name, value) = backend::parameter_status(body).map_err(Violation::Server)?;
-        server.note_param(name, value);
         // Whoever has one address only is at the primary. What a server is, it is asked.
         let pass = server.front_fate() != Fate::Swallow && name != "in_hot_standby";
+        let restores = pass && self.keeps_for_restoring(name, server.params.get(name), server);
+        server.note_param(name, value);
         if pass && server.fenced {
             self.answer_stands();
         }
         if pass && name == "standard_conforming_strings" {
             self.standard_strings = value != "off";
         }
+        let pass = pass && !restores;
         let mut message = Vec::new();
         if pass && self.channels.is_some() {
             reply::parameter_status(&mut message, name, value);
@@ -382,7 +416,7 @@ impl Session {
             return Err(Violation::Begin(fields.report()));
         }
         if front.fate == Fate::Swallow
-            && !matches!(front.note.as_deref(), Some(Note::Parsed { .. } | Note::UnnamedMade))
+            && !matches!(front.note.as_deref(), Some(Note::Parsed { .. } | Note::UnnamedMade | Note::Lent))
         {
             return Err(Violation::Replay(fields.report()));
         }

@@ -6,6 +6,7 @@
 //! the answer replaces what was believed. What can follow the client (settings, channels) becomes the client's; the rest
 //! pins the server. Clients that never do such a thing are never asked about.
 
+use super::functions;
 use super::pipeline::{Kind, Note, Owed};
 use super::prepared::Own;
 use super::{Interners, Outbound, Params, Pin, Pins, ServerSide, Session};
@@ -21,12 +22,12 @@ const CHANNELS: u32 = 1 << 4;
 const LOCKS: u32 = 1 << 5;
 
 /// The question: rows of a kind, a name and a value. `$1` are names of settings that `pg_settings` does not list, `$2`
-/// says what is of interest: the rest costs nothing.
+/// says what is of interest: the rest costs nothing. `$3` are names of functions; see [`functions::QUESTION`].
 ///
 /// The modes of a transaction are listed as set in the session for ever after, but they are not of it: each transaction
 /// begins with the default ones. Every name and operator says where it is from: the client's `search_path` is in force. Temporary objects all depend on
 /// their schema (`pg_depend`), whatever they are.
-pub(super) const QUESTION: &str = "\
+const QUESTION: &str = "\
     select 's', name, setting from pg_catalog.pg_settings \
     where ($2::pg_catalog.int4 operator(pg_catalog.&) 1) operator(pg_catalog.>) 0 \
     and source operator(pg_catalog.=) 'session' \
@@ -51,7 +52,8 @@ pub(super) const QUESTION: &str = "\
     where ($2 operator(pg_catalog.&) 16) operator(pg_catalog.>) 0 \
     union all select 'a', '', '' where ($2 operator(pg_catalog.&) 32) operator(pg_catalog.>) 0 \
     and exists (select from pg_catalog.pg_locks where locktype operator(pg_catalog.=) 'advisory' \
-    and pid operator(pg_catalog.=) pg_catalog.pg_backend_pid())";
+    and pid operator(pg_catalog.=) pg_catalog.pg_backend_pid()) \
+    union all ";
 
 /// Effects that matter only when the statement is sent.
 const PASSING: Effects = Effects::LOOKING
@@ -59,6 +61,7 @@ const PASSING: Effects = Effects::LOOKING
     .and(Effects::ASKING)
     .and(Effects::INSERTING)
     .and(Effects::SEQUENCE)
+    .and(Effects::CALLING)
     .and(Effects::DEFINING);
 
 /// Effects that leave traces in the server's process, which nobody can ask for: the schema of temporary objects, loaded
@@ -78,6 +81,10 @@ pub(super) struct Findings {
     user: Option<String>,
     pins: Pins,
     channels: Vec<Box<str>>,
+    /// Functions that were asked about, by which version of what was known, and what was said of them.
+    asked: Vec<Box<str>>,
+    version: u64,
+    functions: Vec<functions::Row>,
     /// Something in the answer could not be read.
     unreadable: bool,
     failed: Option<SqlState>,
@@ -99,6 +106,10 @@ impl Findings {
             self.unreadable = true;
             return;
         };
+        if let (b"f", Some(name), Some(verdict)) = (kind, name, value) {
+            self.functions.push((name.into(), verdict.into()));
+            return;
+        }
         let text = |column: Option<&[u8]>| std::str::from_utf8(column.unwrap_or_default()).ok().map(str::to_owned);
         let (Some(name), Some(text)) = (text(name), text(value)) else {
             self.unreadable = true;
@@ -194,9 +205,11 @@ impl Session {
             crate::sql::custom_name(name.as_bytes(), &mut names);
         }
         server.asked = std::mem::replace(&mut server.dirty, Effects::NONE);
-        server.findings = Some(Box::new(Findings { topics, ..Findings::default() }));
-        let (array, topics) = (array(&names), topics.to_string());
-        server.ask_own(Own::Ask, &[Some(array.as_bytes()), Some(topics.as_bytes())], Some(Note::Asked), to_server);
+        let (asked, version) = (std::mem::take(&mut server.inquiries), server.functions.version());
+        let (names, topics_text, functions) = (array(&names), topics.to_string(), array(&asked));
+        server.findings = Some(Box::new(Findings { topics, asked, version, ..Findings::default() }));
+        let values = [Some(names.as_bytes()), Some(topics_text.as_bytes()), Some(functions.as_bytes())];
+        server.ask_own(Own::Ask, &values, Note::Asked, to_server);
     }
 
     /// What the server said becomes what is known.
@@ -229,7 +242,8 @@ impl Session {
                 server.pins.set(pin, findings.pins.has(pin));
             }
         }
-        if findings.topics & PREPARED != 0 && !findings.pins.has(Pin::Prepared) {
+        // Something may have been prepared behind the question.
+        if findings.topics & PREPARED != 0 && !findings.pins.has(Pin::Prepared) && !server.dirty.has(Effects::PREPARE) {
             self.sql_prepared = None;
         }
         if findings.topics & CHANNELS != 0 {
@@ -243,6 +257,13 @@ impl Session {
                 list.push(("session_authorization".into(), user));
             }
             self.settings_are(shared, server, list);
+        }
+        if !findings.asked.is_empty() {
+            // What they may have set could not be asked for by name before.
+            for name in server.functions.learn(findings.version, findings.asked, &findings.functions) {
+                server.too_many_names |= !crate::sql::custom_name(name.as_bytes(), &mut server.custom_names);
+                server.dirty = server.dirty.and(Effects::SETTING);
+            }
         }
     }
 
@@ -293,7 +314,7 @@ impl Session {
             return;
         }
         let (names, values) = (array(&names), array(&values));
-        server.ask_own(Own::Restore, &[Some(names.as_bytes()), Some(values.as_bytes())], None, to_server);
+        server.ask_own(Own::Restore, &[Some(names.as_bytes()), Some(values.as_bytes())], Note::Restored, to_server);
     }
 }
 
@@ -348,6 +369,8 @@ impl ServerSide {
         if effects.has(WEARING) && !self.fenced {
             self.worn_by = self.user;
             self.defined = true;
+            self.redefined = true;
+            self.functions.forget();
         }
     }
 
@@ -367,6 +390,14 @@ impl ServerSide {
     /// Whether something was sent since the last call that may define functions, views and the like.
     pub fn take_defined(&mut self) -> bool {
         std::mem::take(&mut self.defined)
+    }
+
+    /// What was defined is committed by now, if it ever is: functions may be others than those that were asked about.
+    #[inline]
+    pub fn note_defined(&mut self) {
+        if std::mem::take(&mut self.redefined) {
+            self.functions.forget();
+        }
     }
 
     /// Why it stays with its client.
@@ -399,17 +430,17 @@ impl ServerSide {
     }
 
     /// Runs one of our own statements behind what the client has asked for.
-    fn ask_own(&mut self, own: Own, values: &[Option<&[u8]>], note: Option<Note>, to_server: &mut Outbound<'_>) {
+    fn ask_own(&mut self, own: Own, values: &[Option<&[u8]>], note: Note, to_server: &mut Outbound<'_>) {
         let out = to_server.edit();
         let name = own.name();
         // What the client has just asked for may drop it, and it may fail to: whichever it is, it is made anew.
         let uncertain = own == Own::Restore;
         if uncertain {
             reply::close_statement(out, name.as_bytes());
-            self.pipeline.push(Owed::behind(Kind::Close));
+            self.pipeline.push(Owed::behind(Kind::Close).with(Note::Restoring));
         }
         if uncertain || !self.prepared.has_own(own) {
-            let text = if own == Own::Ask { QUESTION } else { RESTORE };
+            let text = if own == Own::Ask { [QUESTION, functions::QUESTION].concat() } else { RESTORE.to_owned() };
             reply::parse(out, name.as_bytes(), text.as_bytes(), &[0, 0]);
             self.pipeline.push(Owed::behind(Kind::Parse).with(Note::OwnMade(own)));
             self.prepared.own |= own.bit();
@@ -422,16 +453,12 @@ impl ServerSide {
         reply::close_portal(out);
         self.pipeline.push(Owed::behind(Kind::Close));
         reply::sync(out);
-        let last = Owed::behind(Kind::Sync);
-        self.pipeline.push(match note {
-            Some(note) => last.with(note),
-            None => last,
-        });
+        self.pipeline.push(Owed::behind(Kind::Sync).with(note));
     }
 
     /// The longest frame of an answer that is read whole.
     pub(super) fn reads_rows(&self, len: usize) -> bool {
-        self.is_asking() && len <= MAX_ROW
+        (self.is_asking() && len <= MAX_ROW) || self.reads_limit(len)
     }
 }
 

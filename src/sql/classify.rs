@@ -5,6 +5,7 @@
 #![allow(clippy::wildcard_enum_match_arm, reason = "all other tokens are what the statement is not")]
 
 use super::lexer::{Lexer, StrKind, Token, is_word};
+use super::reads::calls;
 
 /// What the names of our own prepared statements begin with (`session::prepared::PREFIX`).
 const OURS: &[u8] = b"ambassador:";
@@ -62,6 +63,9 @@ impl Effects {
     pub const INSERTING: Self = Self(1 << 19);
     /// Makes, changes or drops objects: what its server has cached of them, or a library has in memory, nobody can ask.
     pub const DEFINING: Self = Self(1 << 20);
+
+    /// Calls functions that are not PostgreSQL's own: what those may leave is theirs.
+    pub const CALLING: Self = Self(1 << 21);
 
     /// Effects that only the server itself can say the outcome of.
     pub const ASKED: Self = Self(
@@ -158,10 +162,10 @@ pub fn analyse(text: &[u8], standard_strings: bool) -> Analysis {
     let mut lexer = Lexer::new(text, standard_strings);
     loop {
         match lexer.next_token() {
-            Token::End => return analysis,
+            Token::End => break,
             Token::Broken => {
                 analysis.effects = analysis.effects.and(Effects::UNKNOWN);
-                return analysis;
+                break;
             }
             Token::Punct(b';') => {}
             token => {
@@ -174,6 +178,11 @@ pub fn analyse(text: &[u8], standard_strings: bool) -> Analysis {
             }
         }
     }
+    // Of what is not understood everything is asked for anyway.
+    if !analysis.effects.has(Effects::UNKNOWN) && calls::may_call(text, standard_strings) {
+        analysis.effects = analysis.effects.and(Effects::CALLING);
+    }
+    analysis
 }
 
 /// Whether a text is one SELECT that can leave nothing behind, told from its bytes alone: many are, and taking them apart
@@ -323,7 +332,7 @@ const fn letter(byte: u8) -> u32 {
 
 /// What a word within a statement says of what may be left behind.
 #[inline]
-fn telling(word: &[u8]) -> Effects {
+pub(super) fn telling(word: &[u8]) -> Effects {
     // None is shorter.
     let [first, _, third, _, ..] = *word else { return Effects::NONE };
     let (lengths, thirds) = SHAPES[usize::from(first)];
@@ -424,7 +433,7 @@ fn says_default(mut ahead: Lexer<'_>) -> bool {
 }
 
 /// What a call of `set_config` leaves behind, of which `ahead` stands behind the name: nothing if it is said to be local.
-fn set_config(mut ahead: Lexer<'_>) -> Effects {
+pub(super) fn set_config(mut ahead: Lexer<'_>) -> Effects {
     let mut depth = 0usize;
     let mut last = [Token::End; 2];
     loop {
@@ -526,7 +535,8 @@ mod tests {
             ("unlisten *", Effects::UNLISTEN),
             ("set work_mem to default", Effects::SETTING.and(Effects::RESET)),
             ("set a.b = 'default'", Effects::SETTING),
-            ("select set_config('a.b', f(x, '('), true), 1", Effects::NONE),
+            ("select set_config('a.b', f(x, '('), true), 1", Effects::CALLING),
+            ("select lower('F(x)') from t where a in (1)", Effects::NONE),
             ("select set_config($1, $2, 't')", Effects::NONE),
             ("select set_config('a.b', 'c', $1)", Effects::SETTING),
             ("select set_config('a.b', 'c', not true)", Effects::SETTING),

@@ -1,44 +1,101 @@
-//! Statements that name a prepared statement: EXECUTE and DEALLOCATE.
+//! Statements that name a prepared statement: EXECUTE, DEALLOCATE and PREPARE.
 
 use super::lexer::{Lexer, Token};
 use std::ops::Range;
 
 /// What a statement does with a prepared one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    /// EXECUTE.
+    Execute,
+    /// DEALLOCATE.
+    Deallocate,
+    /// PREPARE.
+    Prepare,
+}
+
+/// A statement that names a prepared one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reference {
-    /// DEALLOCATE; else EXECUTE.
-    pub deallocates: bool,
+    /// What it does with it.
+    pub verb: Verb,
     /// The name, folded or unquoted as PostgreSQL does it.
     pub name: Box<[u8]>,
     /// Where it stands in the text.
     pub range: Range<usize>,
 }
 
-/// The prepared statement that a text names, if it is one such statement.
+/// The prepared statement that a text names, if it is one such statement. Behind the name of one that runs or makes another
+/// stands what is not looked at.
 pub fn reference(text: &[u8], standard_strings: bool) -> Option<Reference> {
     let mut lexer = Lexer::new(text, standard_strings);
-    let Token::Word(first) = lexer.next_token() else { return None };
-    let deallocates = first.eq_ignore_ascii_case(b"deallocate");
-    if !deallocates && !first.eq_ignore_ascii_case(b"execute") {
+    let found = next(&mut lexer)?;
+    if found.verb == Verb::Deallocate {
+        while lexer.peek() == Token::Punct(b';') {
+            lexer.next_token();
+        }
+        if lexer.next_token() != Token::End {
+            return None;
+        }
+    }
+    Some(found)
+}
+
+/// The prepared statements that the statements of a text name.
+pub fn references(text: &[u8], standard_strings: bool) -> Vec<Reference> {
+    let mut lexer = Lexer::new(text, standard_strings);
+    let mut found = Vec::new();
+    loop {
+        found.extend(next(&mut lexer));
+        loop {
+            match lexer.next_token() {
+                Token::End | Token::Broken => return found,
+                Token::Punct(b';') => break,
+                Token::Word(_)
+                | Token::Quoted(_)
+                | Token::Str(..)
+                | Token::Number(_)
+                | Token::Param
+                | Token::Punct(_)
+                | Token::Operator(_) => {}
+            }
+        }
+    }
+}
+
+/// Reads the beginning of a statement.
+fn next(lexer: &mut Lexer<'_>) -> Option<Reference> {
+    let Token::Word(first) = lexer.peek() else { return None };
+    let verb = match first {
+        word if word.eq_ignore_ascii_case(b"execute") => Verb::Execute,
+        word if word.eq_ignore_ascii_case(b"deallocate") => Verb::Deallocate,
+        word if word.eq_ignore_ascii_case(b"prepare") => Verb::Prepare,
+        _ => return None,
+    };
+    lexer.next_token();
+    let is = |token: Token<'_>, known: &[u8]| matches!(token, Token::Word(word) if word.eq_ignore_ascii_case(known));
+    let mut token = lexer.peek();
+    let mut ahead = lexer.clone();
+    ahead.next_token();
+    match verb {
+        Verb::Deallocate
+            if is(token, b"prepare") && !matches!(ahead.peek(), Token::End | Token::Punct(b';') | Token::Broken) =>
+        {
+            lexer.next_token();
+            token = lexer.peek();
+        }
+        // It prepares a transaction.
+        Verb::Prepare if is(token, b"transaction") && matches!(ahead.peek(), Token::Str(..)) => return None,
+        Verb::Execute | Verb::Deallocate | Verb::Prepare => {}
+    }
+    // ALL is no name.
+    if verb == Verb::Deallocate && is(token, b"all") {
         return None;
     }
-    let mut token = lexer.next_token();
-    if let Token::Word(word) = token
-        && deallocates
-        && word.eq_ignore_ascii_case(b"prepare")
-        && !matches!(lexer.peek(), Token::End | Token::Punct(b';'))
-    {
-        token = lexer.next_token();
-    }
-    let end = lexer.offset();
-    let (name, range) = match token {
-        // ALL is no name.
-        Token::Word(word) if deallocates && word.eq_ignore_ascii_case(b"all") => return None,
-        Token::Word(word) => (word.to_ascii_lowercase(), end - word.len()..end),
+    let (name, len) = match token {
+        Token::Word(word) => (word.to_ascii_lowercase(), word.len()),
         Token::Quoted(name) if !name.is_empty() => {
-            let unquoted = name.to_vec();
-            let unquoted = String::from_utf8(unquoted).ok()?.replace("\"\"", "\"").into_bytes();
-            (unquoted, end - name.len() - 2..end)
+            (String::from_utf8(name.to_vec()).ok()?.replace("\"\"", "\"").into_bytes(), name.len() + 2)
         }
         Token::Quoted(_)
         | Token::Str(..)
@@ -49,15 +106,9 @@ pub fn reference(text: &[u8], standard_strings: bool) -> Option<Reference> {
         | Token::End
         | Token::Broken => return None,
     };
-    if deallocates {
-        while lexer.peek() == Token::Punct(b';') {
-            lexer.next_token();
-        }
-        if lexer.next_token() != Token::End {
-            return None;
-        }
-    }
-    Some(Reference { deallocates, name: name.into(), range })
+    lexer.next_token();
+    let end = lexer.offset();
+    Some(Reference { verb, name: name.into(), range: end - len..end })
 }
 
 #[cfg(test)]
@@ -66,21 +117,34 @@ mod tests {
 
     #[test]
     fn the_name_is_found_where_it_stands() {
+        use Verb::{Deallocate, Execute, Prepare};
         for (text, expected) in [
-            ("deallocate S1;", Some((true, "s1", 11..13))),
-            ("DEALLOCATE PREPARE \"S 1\"", Some((true, "S 1", 19..24))),
-            ("deallocate prepare", Some((true, "prepare", 11..18))),
+            ("deallocate S1;", Some((Deallocate, "s1", 11..13))),
+            ("DEALLOCATE PREPARE \"S 1\"", Some((Deallocate, "S 1", 19..24))),
+            ("deallocate prepare", Some((Deallocate, "prepare", 11..18))),
             ("deallocate all", None),
-            ("deallocate \"all\"", Some((true, "all", 11..16))),
+            ("deallocate \"all\"", Some((Deallocate, "all", 11..16))),
             ("deallocate a; select 1", None),
-            ("/* x */ execute p(1, 'x')", Some((false, "p", 16..17))),
-            ("execute \"a\"\"b\"", Some((false, "a\"b", 8..14))),
+            ("/* x */ execute p(1, 'x')", Some((Execute, "p", 16..17))),
+            ("execute \"a\"\"b\"", Some((Execute, "a\"b", 8..14))),
+            ("prepare p (int) as select $1", Some((Prepare, "p", 8..9))),
+            ("prepare transaction 'p'", None),
+            ("prepare transaction as select 1", Some((Prepare, "transaction", 8..19))),
             ("select execute p", None),
             ("execute", None),
         ] {
             let found = reference(text.as_bytes(), true);
-            let found = found.map(|r| (r.deallocates, String::from_utf8(r.name.into()).unwrap(), r.range));
-            assert_eq!(found, expected.map(|(d, n, r)| (d, n.to_owned(), r)), "{text}");
+            let found = found.map(|r| (r.verb, String::from_utf8(r.name.into()).unwrap(), r.range));
+            assert_eq!(found, expected.map(|(verb, n, r)| (verb, n.to_owned(), r)), "{text}");
         }
+    }
+
+    #[test]
+    fn all_that_the_statements_of_a_text_name_is_found() {
+        let text = b"begin; execute a('; execute b'); select execute; /* x */ deallocate C; prepare d as execute e;";
+        let found: Vec<_> =
+            references(text, true).iter().map(|r| (r.verb, String::from_utf8_lossy(&r.name).into_owned())).collect();
+        let expected = [(Verb::Execute, "a"), (Verb::Deallocate, "c"), (Verb::Prepare, "d")];
+        assert_eq!(found, expected.map(|(verb, name)| (verb, name.to_owned())));
     }
 }

@@ -149,6 +149,12 @@ impl Generator {
              create table @_b.w as select 'from b' as x, i as y from generate_series(1, 2) i; \
              create function @.setter(text, text) returns void language plpgsql \
              as $$ begin perform set_config($1, $2, false); end $$; \
+             create function @.outer(text, text) returns void language sql as $$ select @.setter($1, $2) $$; \
+             create function @.tell(text) returns text language plpgsql \
+             as $$ begin perform pg_notify('@', $1); return $1; end $$; \
+             create function @.told() returns trigger language plpgsql \
+             as $$ begin perform @.tell('row ' || new.id); return new; end $$; \
+             create trigger told after update on @.t for each row execute function @.told(); \
              grant all on schema @, @_a, @_b to public; grant all on all tables in schema @, @_a to public; \
              grant all on all sequences in schema @ to public",
         );
@@ -206,6 +212,10 @@ impl Generator {
             }
             let batch = [parse("constant", &sql), bind("", "constant", &[]), execute("", 0), close(b'S', "constant")];
             return self.push([batch.concat(), sync()].concat(), b"Z", 1, format!("extended {sql}"));
+        }
+        if self.random.one_in(12) {
+            let sql = self.reference();
+            return self.push(query(&sql), b"Z", 1, sql);
         }
         let before = self.tx;
         let sql = self.statement();
@@ -291,6 +301,17 @@ impl Generator {
         ["", "", "s1", "s2", "a longer name of a statement", "S1"][self.random.below(6)].to_owned()
     }
 
+    /// SQL about a statement that may have been prepared by the protocol.
+    fn reference(&mut self) -> String {
+        let name = *self.random.choose(&["s1", "s2", "\"a longer name of a statement\"", "\"S1\""]);
+        match self.random.below(6) {
+            0..=1 => format!("deallocate {name}"),
+            2 => format!("DEALLOCATE PREPARE {name}"),
+            3 => "deallocate all".to_owned(),
+            _ => format!("execute {name}"),
+        }
+    }
+
     /// Messages of one batch, without its Sync.
     fn batch(&mut self) -> (Vec<u8>, String) {
         let (mut bytes, mut text) = (Vec::new(), Vec::new());
@@ -299,6 +320,17 @@ impl Generator {
             text.push(what);
         };
         for _ in 0..1 + self.random.below(3) {
+            if self.random.one_in(8) {
+                // Under no name: what EXECUTE runs names nothing itself.
+                let (sql, portal) = (self.reference(), self.name());
+                add(parse("", &sql), format!("P {sql}"));
+                if self.random.one_in(3) {
+                    add(describe(b'S', ""), "D S".into());
+                }
+                add(bind(&portal, "", &[]), format!("B {portal:?}"));
+                add(execute(&portal, 0), format!("E {portal:?}"));
+                continue;
+            }
             let (sql, values) = if self.random.one_in(2) {
                 (self.one_of_many(), Vec::new())
             } else {
@@ -451,6 +483,9 @@ impl Generator {
             self.push_query("begin");
             self.tx = Tx::Open;
         }
+        if self.random.one_in(3) {
+            self.pipelined_channels();
+        }
         for _ in 0..1 + self.random.below(4) {
             let count = if self.random.one_in(4) { 2 } else { 1 };
             let texts: Vec<String> = (0..count)
@@ -472,6 +507,23 @@ impl Generator {
             self.push_query(end);
             self.tx = Tx::None;
         }
+    }
+
+    /// The same, and something else, in one write.
+    fn pipelined_channels(&mut self) {
+        let count = 2 + self.random.below(4);
+        let (mut bytes, mut texts) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            let list = self.random.choose(&[CHANNELS, CHANNELS, SELECTS]);
+            let text = *self.random.choose(list);
+            let sql = self.sql(text);
+            bytes.extend(match self.random.one_in(2) {
+                true => [parse("", &sql), bind("", "", &[]), execute("", 0), sync()].concat(),
+                false => query(&sql),
+            });
+            texts.push(sql);
+        }
+        self.push(bytes, b"Z", count, format!("at once: {}", texts.join(" | ")));
     }
 
     /// A portal that lives across several batches of one transaction.

@@ -53,7 +53,7 @@ pub fn play(session: &Session, way: Way, port: u16, database: &str) -> Outcome {
             std::thread::sleep(turn.pause);
         }
         let result = take_turn(&mut client, turn, count, session.slice, &mut answers);
-        let answers = outcome.without_late_reports(session, answers);
+        outcome.note_reports(&answers);
         let answers = without_refusals(answers, &mut status);
         outcome.answers.push(answers.into_iter().map(Message::without_oids).map(without_pid).collect());
         outcome.states.push(status);
@@ -66,33 +66,17 @@ pub fn play(session: &Session, way: Way, port: u16, database: &str) -> Outcome {
             return outcome;
         }
     }
-    // Whatever is reported late has come when the next answer comes.
-    if let Ok(answers) = client.try_send(&query("")).and_then(|()| client.read_until(b"Z")) {
-        outcome.without_late_reports(session, answers);
-    }
     end(client, session);
     outcome
 }
 
 impl Outcome {
-    /// Keeps what was reported of settings, and takes out what comes at another time through the ambassador: a setting
-    /// that the client had asked for at its login and then resets is reported with the server's own value first, and
-    /// with the client's a moment later.
-    fn without_late_reports(&mut self, session: &Session, mut answers: Vec<Message>) -> Vec<Message> {
-        answers.retain(|message| {
-            if message.tag != b'S' {
-                return true;
-            }
+    /// Keeps what was reported of settings.
+    fn note_reports(&mut self, answers: &[Message]) {
+        for message in answers.iter().filter(|message| message.tag == b'S') {
             let mut words = message.body.split(|&b| b == 0).map(|word| String::from_utf8_lossy(word).into_owned());
-            let (name, value) = (words.next().unwrap(), words.next().unwrap());
-            let late = session.startup.iter().any(|(asked, value)| {
-                asked.eq_ignore_ascii_case(&name)
-                    || (*asked == "options" && value.to_lowercase().contains(&name.to_lowercase()))
-            });
-            self.reported.insert(name, value);
-            !late
-        });
-        answers
+            self.reported.insert(words.next().unwrap(), words.next().unwrap());
+        }
     }
 }
 

@@ -17,6 +17,7 @@
 //! An answer that is kept is as old as the catalogue it came from.
 
 pub mod builtins;
+pub mod calls;
 mod harmless;
 mod kinds;
 mod lengths;

@@ -62,7 +62,7 @@ static WORD_LENGTHS: Lengths = {
 };
 
 /// Keywords that may be names of functions, but stand in front of parentheses by themselves.
-const BEFORE_PARENTHESES: [&[u8]; 25] = [
+pub(super) const BEFORE_PARENTHESES: [&[u8]; 25] = [
     b"by",
     b"columns",
     b"cube",

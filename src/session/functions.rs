@@ -1,0 +1,200 @@
+//! What the functions of a database may leave in the session that calls them.
+//!
+//! PostgreSQL's own functions are known by their names. Of another the server is asked when it is first called, in the same
+//! question as what it has left: its language, and its body, if that can be read. From then on, for a while, a call of one
+//! that leaves nothing costs nothing; of any other what it may leave is asked for after each call. What has a body that is not
+//! understood, and what is written in a language that cannot be read, may leave anything.
+
+use crate::sql::Effects;
+use crate::sql::reads::calls::{self, Calls};
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Names that are remembered of one database.
+const MOST: usize = 10_000;
+/// Names that one question is about.
+pub(super) const ASKED: usize = 64;
+
+/// What is known of the functions of one database, as its servers have said it.
+#[derive(Debug)]
+pub struct Functions {
+    /// Unique in this process; another one whenever something was forgotten.
+    version: AtomicU64,
+    known: Mutex<HashMap<Box<str>, Known>>,
+}
+
+/// What is known of all functions of one name.
+#[derive(Debug, Default)]
+struct Known {
+    effects: Effects,
+    calls: Vec<Box<str>>,
+    /// Names of settings of the client's own making in their bodies.
+    settings: Vec<Box<str>>,
+}
+
+/// What some calls may leave behind.
+#[derive(Debug, Default)]
+pub(super) struct Verdict {
+    pub(super) effects: Effects,
+    /// Names that nothing is known of.
+    pub(super) missing: Vec<Box<str>>,
+    pub(super) settings: Vec<Box<str>>,
+}
+
+/// A row of an answer about functions: a name, and the verdict.
+pub(super) type Row = (Box<[u8]>, Box<[u8]>);
+
+static NEXT_VERSION: AtomicU64 = AtomicU64::new(1);
+
+impl Default for Functions {
+    fn default() -> Self {
+        Self { version: AtomicU64::new(NEXT_VERSION.fetch_add(1, Ordering::Relaxed)), known: Mutex::default() }
+    }
+}
+
+impl Functions {
+    fn known(&self) -> MutexGuard<'_, HashMap<Box<str>, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was found out before is another's if this is another.
+    #[inline]
+    pub(super) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Something may have been defined since.
+    pub fn forget(&self) {
+        let mut known = self.known();
+        known.clear();
+        self.version.store(NEXT_VERSION.fetch_add(1, Ordering::Relaxed), Ordering::Release);
+    }
+
+    /// What these calls may leave behind, and those behind them.
+    pub(super) fn judge(&self, calls: &Calls) -> Verdict {
+        let mut verdict = Verdict::default();
+        if calls.unclear {
+            verdict.effects = Effects::UNKNOWN;
+        }
+        let known = self.known();
+        let mut seen: HashSet<&str> = HashSet::new();
+        let mut due: Vec<&str> = calls.names.iter().map(|name| &**name).collect();
+        while let Some(name) = due.pop() {
+            if !seen.insert(name) {
+                continue;
+            }
+            match known.get(name) {
+                Some(found) => {
+                    verdict.effects = verdict.effects.and(found.effects);
+                    verdict.settings.extend(found.settings.iter().cloned());
+                    due.extend(found.calls.iter().map(|name| &**name));
+                }
+                None => {
+                    verdict.effects = verdict.effects.and(Effects::UNKNOWN);
+                    if verdict.missing.len() < ASKED {
+                        verdict.missing.push(name.into());
+                    }
+                }
+            }
+        }
+        verdict
+    }
+
+    /// The server was asked about these names when this was the version, and has answered: a name and a verdict for each
+    /// function. Gives names of settings that these may have set.
+    pub(super) fn learn(&self, version: u64, asked: Vec<Box<str>>, rows: &[Row]) -> Vec<Box<str>> {
+        let mut known = self.known();
+        if self.version() != version {
+            return Vec::new();
+        }
+        if known.len() + asked.len() > MOST {
+            known.clear();
+        }
+        let mut settings = Vec::new();
+        for name in asked {
+            // Who has no row does not exist.
+            let mut all = Known::default();
+            for (_, verdict) in rows.iter().filter(|(of, _)| **of == *name.as_bytes()) {
+                all.add(verdict);
+            }
+            settings.extend(all.settings.iter().cloned());
+            known.insert(name, all);
+        }
+        settings
+    }
+}
+
+impl Known {
+    fn add(&mut self, verdict: &[u8]) {
+        match verdict {
+            b"h" => {}
+            [b'b', text @ ..] => {
+                let body = calls::body(text);
+                self.effects = self.effects.and(body.effects);
+                if body.calls.unclear {
+                    self.effects = self.effects.and(Effects::UNKNOWN);
+                }
+                self.calls.extend(body.calls.names);
+                if body.effects.has(Effects::SETTING.and(Effects::UNKNOWN))
+                    && !crate::sql::custom_names(text, true, &mut self.settings)
+                {
+                    self.effects = self.effects.and(Effects::UNKNOWN);
+                }
+            }
+            _ => self.effects = self.effects.and(Effects::UNKNOWN),
+        }
+    }
+}
+
+/// The part of the question that asks about functions by name, `$3`. Verdicts: `h`, harmless: PostgreSQL's own, of extensions
+/// that are known to keep nothing in the session, or in C and not declared to be volatile; `b` and a body; `u`, anything else.
+/// What is not ASCII in a body is of no interest, and could not be had in every encoding.
+pub(super) const QUESTION: &str = "\
+    select 'f', p.proname::pg_catalog.text, case \
+    when l.lanname operator(pg_catalog.=) 'internal' \
+    and (p.prokind operator(pg_catalog.<>) 'a' or p.oid operator(pg_catalog.<) 16384::pg_catalog.oid) then 'h' \
+    when exists (select from pg_catalog.pg_depend d join pg_catalog.pg_extension e on e.oid operator(pg_catalog.=) d.refobjid \
+    where d.classid operator(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass \
+    and d.objid operator(pg_catalog.=) p.oid and d.deptype operator(pg_catalog.=) 'e' \
+    and e.extname operator(pg_catalog.=) any ('{btree_gin,btree_gist,citext,cube,earthdistance,fuzzystrmatch,h3,hstore,intarray,\
+    isn,lo,ltree,pg_trgm,pgcrypto,postgis,seg,tablefunc,unaccent,uuid-ossp,vector}'::pg_catalog.name[])) then 'h' \
+    when l.lanname operator(pg_catalog.=) 'c' and p.provolatile operator(pg_catalog.<>) 'v' then 'h' \
+    when l.lanname operator(pg_catalog.=) any ('{sql,plpgsql}'::pg_catalog.name[]) \
+    and p.prosrc operator(pg_catalog.<>) '' and pg_catalog.length(p.prosrc) operator(pg_catalog.<) 30000 \
+    then 'b' operator(pg_catalog.||) pg_catalog.regexp_replace(p.prosrc, E'[^\\\\x01-\\\\x7f]', '$', 'g') \
+    else 'u' end \
+    from pg_catalog.pg_proc p join pg_catalog.pg_language l on l.oid operator(pg_catalog.=) p.prolang \
+    where p.proname operator(pg_catalog.=) any ($3::pg_catalog.name[])";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn calls(names: &[&str]) -> Calls {
+        Calls { names: names.iter().map(|name| (*name).into()).collect(), unclear: false }
+    }
+
+    #[test]
+    fn what_a_function_may_leave_is_what_those_may_that_it_calls() {
+        let functions = Functions::default();
+        let verdict = functions.judge(&calls(&["outer"]));
+        assert_eq!((verdict.effects, verdict.missing), (Effects::UNKNOWN, vec![Box::from("outer")]));
+        let row = |name: &str, verdict: &str| (name.as_bytes().into(), verdict.as_bytes().into());
+        let rows = [row("outer", "bselect inner(1), absent(2)"), row("outer", "h")];
+        let asked = || vec!["outer".into(), "absent".into()];
+        assert!(functions.learn(functions.version(), asked(), &rows).is_empty());
+        assert_eq!(functions.judge(&calls(&["outer"])).missing, [Box::from("inner")]);
+        let rows = [row("inner", "bbegin perform set_config('my.x', outer(1), false); end")];
+        assert_eq!(functions.learn(functions.version(), vec![Box::from("inner")], &rows), [Box::from("my.x")]);
+        let verdict = functions.judge(&calls(&["outer"]));
+        assert_eq!((verdict.effects, verdict.missing.len()), (Effects::SETTING, 0));
+        assert_eq!(verdict.settings, [Box::from("my.x")]);
+        assert_eq!(functions.judge(&calls(&["absent"])).effects, Effects::NONE);
+        // Another answer than that to the last question is out of date.
+        let version = functions.version();
+        functions.forget();
+        functions.learn(version, vec![Box::from("absent")], &[]);
+        assert_eq!(functions.judge(&calls(&["absent"])).effects, Effects::UNKNOWN);
+    }
+}

@@ -1,0 +1,189 @@
+//! SQL that names a statement which the client has prepared by the protocol: EXECUTE, DEALLOCATE, PREPARE.
+//!
+//! On the server that statement has another name, which others share. So for as long as such a text needs it, the server
+//! has it under the client's name as well: lent in front of the message, and given back behind the batch. What comes of the
+//! text is then for the server to say. Only a simple query that is nothing but a DEALLOCATE needs no loan: it is answered here.
+
+use super::client_frames::{Fare, wait_for_quiet};
+use super::pipeline::{Copy, Fate, Kind, Note, Owed};
+use super::prepared::{Lookup, Statement};
+use super::{Interners, Outbound, ServerSide, Session};
+use crate::sql::reference::{Reference, Verb, references};
+use crate::sql::{self, Effects};
+use crate::wire::{TxStatus, frontend, reply};
+use std::sync::Arc;
+
+/// All that a statement may do with a prepared one.
+pub(super) const EVERY: [Verb; 3] = [Verb::Execute, Verb::Deallocate, Verb::Prepare];
+/// Names that are lent for one batch, and portals that are remembered of one transaction. What is lent may name others, and
+/// so on: this bounds that as well.
+const MOST: usize = 64;
+
+/// Names that a server has for a client.
+#[derive(Debug, Default)]
+pub(super) struct Lending {
+    /// Those that it has until the end of the batch, unless the batch drops them before.
+    lent: Vec<Lent>,
+    /// Portals of statements that name others, and whom they name.
+    portals: Vec<(Box<[u8]>, Reference)>,
+}
+
+#[derive(Debug)]
+struct Lent {
+    name: Box<[u8]>,
+    /// A message on its way drops it.
+    dropped: bool,
+}
+
+impl Session {
+    /// Lends the server what `text` names, if it names something that was prepared by the protocol.
+    #[cold]
+    pub(super) fn lend(
+        &mut self,
+        shared: &Interners,
+        text: &[u8],
+        verbs: &[Verb],
+        server: &mut ServerSide,
+        to_server: &mut Outbound<'_>,
+    ) -> Option<Fare> {
+        for reference in references(frontend::query(text), self.standard_strings) {
+            if verbs.contains(&reference.verb)
+                && let Some(fare) = self.lend_one(shared, &reference, server, to_server)
+            {
+                return Some(fare);
+            }
+        }
+        None
+    }
+
+    fn lend_one(
+        &mut self,
+        shared: &Interners,
+        reference: &Reference,
+        server: &mut ServerSide,
+        to_server: &mut Outbound<'_>,
+    ) -> Option<Fare> {
+        let unknown = matches!(self.prepared.look_up(&reference.name, self.batch), Lookup::Unknown);
+        if !unknown && server.may_forget_names() && server.will_settle() {
+            return Some(wait_for_quiet(to_server));
+        }
+        let (name, statement) = match self.prepared.look_up(&reference.name, self.batch) {
+            Lookup::Known(name, statement) => (Arc::clone(name), Arc::clone(statement)),
+            Lookup::Undecided if server.will_settle() => return Some(wait_for_quiet(to_server)),
+            Lookup::Undecided | Lookup::Unknown => return None,
+        };
+        let lent = self.lending.as_ref().map_or(&[][..], |lending| &lending.lent);
+        if lent.len() >= MOST || lent.iter().any(|lent| !lent.dropped && *lent.name == *name) {
+            return None;
+        }
+        let executes = reference.verb == Verb::Execute;
+        // A failed transaction takes an empty text only.
+        if executes && !server.pipeline.surely_accepts() {
+            return if server.will_settle() { Some(wait_for_quiet(to_server)) } else { None };
+        }
+        let current = if executes { self.current(shared, &name, statement, server) } else { Some(statement) };
+        let Some(statement) = current else { return Some(wait_for_quiet(to_server)) };
+        // Before those that it names itself: it may name itself.
+        self.lending.get_or_insert_default().lent.push(Lent { name: name[..].into(), dropped: false });
+        if executes {
+            let effects = statement.analysis.effects;
+            if effects.has(REFERRING)
+                && let Some(fare) = self.lend(shared, &statement.query, &EVERY, server, to_server)
+            {
+                let lent = self.lending.iter_mut().flat_map(|lending| &mut lending.lent);
+                lent.filter(|lent| *lent.name == *name).for_each(|lent| lent.dropped = true);
+                return Some(fare);
+            }
+            self.will_run(effects, &statement.query, server, to_server);
+        }
+        server.lend(&name, executes.then_some(&*statement), to_server);
+        None
+    }
+
+    /// Takes back what the server has of this batch.
+    pub(super) fn give_back(&mut self, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
+        let Some(lending) = self.lending.as_mut().filter(|lending| !lending.lent.is_empty()) else { return };
+        if server.pipeline.copy != Copy::None {
+            return;
+        }
+        // Those that are dropped as well: the message that does it may fail.
+        for lent in std::mem::take(&mut lending.lent) {
+            reply::close_statement(to_server.edit(), &lent.name);
+            server.pipeline.push(Owed::behind(Kind::Close));
+        }
+        reply::sync(to_server.edit());
+        server.pipeline.push(Owed::behind(Kind::Sync));
+        if lending.portals.is_empty() {
+            self.lending = None;
+        }
+    }
+
+    /// A portal is about to be made, of a statement with this text.
+    pub(super) fn note_portal(&mut self, portal: &[u8], effects: Effects, text: &[u8], server: &ServerSide) {
+        if let Some(lending) = &mut self.lending {
+            let over = self.tx == TxStatus::Idle && !server.pipeline.batch_open && !server.is_busy();
+            lending.portals.retain(|(known, _)| !over && **known != *portal);
+        }
+        let found = effects.has(REFERRING).then(|| sql::reference(frontend::query(text), self.standard_strings));
+        let Some(reference) = found.flatten() else { return };
+        let portals = &mut self.lending.get_or_insert_default().portals;
+        if portals.len() < MOST {
+            portals.push((portal.into(), reference));
+        }
+    }
+
+    /// A portal is about to be run. Gives what that means for the name that its statement is about.
+    #[cold]
+    pub(super) fn runs_reference(
+        &mut self,
+        shared: &Interners,
+        portal: &[u8],
+        server: &mut ServerSide,
+        to_server: &mut Outbound<'_>,
+    ) -> Result<Option<Note>, Fare> {
+        let portals = self.lending.iter().flat_map(|lending| &lending.portals);
+        let Some((_, reference)) = portals.into_iter().find(|(known, _)| **known == *portal).cloned() else {
+            return Ok(None);
+        };
+        if let Some(fare) = self.lend_one(shared, &reference, server, to_server) {
+            return Err(fare);
+        }
+        let known = matches!(self.prepared.look_up(&reference.name, self.batch), Lookup::Known(..));
+        if reference.verb != Verb::Deallocate || !known {
+            return Ok(None);
+        }
+        if let Some(lending) = &mut self.lending {
+            let lent = lending.lent.iter_mut().filter(|lent| lent.name == reference.name);
+            lent.for_each(|lent| lent.dropped = true);
+        }
+        Ok(Some(Note::Closed { name: self.prepared.begin(&reference.name, None, self.batch) }))
+    }
+
+    /// The client prepares something by the protocol, and may have taken its name by SQL before: let the server look.
+    pub(super) fn try_name(parse: &frontend::Parse<'_>, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
+        let out = to_server.edit();
+        reply::parse(out, parse.name, parse.query, parse.types);
+        server.pipeline.push(Owed::swallow(Kind::Parse).with(Note::Lent));
+        reply::close_statement(out, parse.name);
+        server.pipeline.push(Owed::swallow(Kind::Close));
+    }
+}
+
+/// Effects of statements that may name a prepared statement.
+pub(super) const REFERRING: Effects = Effects::EXECUTE.and(Effects::PREPARE);
+
+impl ServerSide {
+    /// Prepares a statement under the client's own name, or an empty one if only the name counts.
+    fn lend(&mut self, name: &[u8], statement: Option<&Statement>, to_server: &mut Outbound<'_>) {
+        let (query, types) =
+            statement.map_or((&b""[..], &[0, 0][..]), |statement| (&statement.query, &statement.types));
+        let reading = match statement {
+            Some(statement) if self.can_read_as_then() && statement.is_meant_by(&self.settings) => &*statement.reading,
+            Some(_) | None => &[],
+        };
+        self.set_reading(reading, true, Fate::Swallow, to_server);
+        reply::parse(to_server.edit(), name, query, types);
+        self.pipeline.push(Owed::swallow(Kind::Parse).with(Note::Lent));
+        self.set_reading(reading, false, Fate::Swallow, to_server);
+    }
+}
