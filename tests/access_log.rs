@@ -42,7 +42,9 @@ fn each_request_has_one_line_that_says_what_became_of_it() {
     let (ambassador, _dir, path) = logging(&[]);
     // A pool's first BEGIN goes to the server, which has to say how long a transaction may be idle.
     let mut first = Client::new(ambassador.port);
-    ["begin", "select 1", "commit"].map(|sql| first.query(sql));
+    for sql in ["begin", "select 1", "commit"] {
+        first.query(sql);
+    }
     let mut client = Client::login(
         ambassador.port,
         &[("user", "postgres"), ("database", "postgres"), ("application_name", "shop \"one\"")],

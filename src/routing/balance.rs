@@ -209,6 +209,12 @@ fn choose_among<const MOST: usize>(
         }
     }
     let fit = &fit[..count];
+    // Who reads without a pause stays where it is: for others there is no proof yet.
+    if let [Some((node, load, _))] = fit
+        && !load.saturated
+    {
+        return Choice::Replica(node.id);
+    }
     let tiers = || fit.iter().flatten().map(|(node, ..)| node.tier);
     let Some(nearest) = tiers().min() else {
         let why = match best_failure {

@@ -61,6 +61,7 @@ pub struct Catalogue {
     /// There is a suspect name that is not ASCII: in another encoding, or folded by another locale, it has other bytes.
     strange: bool,
     everything: bool,
+    bare: bool,
 }
 
 impl Catalogue {
@@ -73,6 +74,7 @@ impl Catalogue {
             lengths: Lengths::NONE,
             strange: false,
             everything: false,
+            bare: false,
         };
         for (kind, schema, name, suspect) in rows {
             new.add(Kind::of(kind), schema.as_bytes(), name.as_bytes(), suspect);
@@ -80,6 +82,10 @@ impl Catalogue {
         if new.strange || new.everything {
             new.lengths = Lengths::ALL;
         }
+        new.bare = !new.strange
+            && !new.everything
+            && new.operators.is_empty()
+            && new.objects.keys().all(|name| name.starts_with(b"pg_"));
         new
     }
 
@@ -161,6 +167,10 @@ impl Objects for Catalogue {
     fn operator(&self, token: &[u8]) -> bool {
         // The server may take a token for several operators: `<!>-` for `<!>` and `-`.
         self.operators.iter().any(|known| token.windows(known.len()).any(|part| *part == **known))
+    }
+
+    fn is_bare(&self) -> bool {
+        self.bare
     }
 }
 

@@ -56,6 +56,8 @@ struct Mark {
     lsn: Option<Lsn>,
     /// The timeline of that position.
     timeline: u32,
+    /// No later sample can give a lower one: the first one after the moment has been looked at.
+    settled: bool,
 }
 
 /// Where a session read last.
@@ -145,7 +147,11 @@ impl Consistency {
 
 impl Mark {
     /// At or past everything that must be there, on the newest timeline; none if that is not known yet.
+    #[inline]
     fn bound(&self, topology: &Topology) -> Option<Lsn> {
+        if self.settled && self.timeline == topology.timeline {
+            return self.lsn;
+        }
         let exact = self.lsn.filter(|_| self.timeline == topology.timeline);
         let sampled = topology.sample_after(self.moment.tick).map(|sample| sample.insert);
         match (exact, sampled) {
@@ -163,6 +169,7 @@ impl Mark {
             // Where one is not exact, the sum is not.
             lsn: self.lsn.zip(other.lsn).filter(|_| comparable).map(|(a, b)| a.max(b)),
             timeline: self.timeline,
+            settled: self.settled && other.settled && comparable,
         }
     }
 }
@@ -176,7 +183,7 @@ impl Seen {
                 && node.timeline == topology.timeline
                 && self.timeline == topology.timeline
         });
-        Mark { moment: self.moment, lsn: own.and_then(|node| node.lsn), timeline: topology.timeline }
+        Mark { moment: self.moment, lsn: own.and_then(|node| node.lsn), timeline: topology.timeline, settled: false }
     }
 }
 
@@ -184,12 +191,13 @@ impl Causal {
     /// The session has written: on the primary, and the answer came before `now`.
     pub fn wrote(&mut self, now: Moment) {
         // It contains what was seen before, too.
-        *self = Self { floor: Some(Mark { moment: now, lsn: None, timeline: 0 }), seen: None, wrote: true };
+        *self =
+            Self { floor: Some(Mark { moment: now, lsn: None, timeline: 0, settled: false }), seen: None, wrote: true };
     }
 
     /// Before this session began, and before `now`, something was written that it must not miss.
     pub fn inherits(&mut self, now: Moment) {
-        let mark = Mark { moment: now, lsn: None, timeline: 0 };
+        let mark = Mark { moment: now, lsn: None, timeline: 0, settled: false };
         self.floor = Some(self.floor.map_or(mark, |floor| floor.and(mark)));
     }
 
@@ -207,7 +215,7 @@ impl Causal {
 
     /// Nothing before this position may be missing: it is from a token of another session.
     pub fn set_min_lsn(&mut self, lsn: Lsn, topology: &Topology, now: Moment) {
-        let mark = Mark { moment: now, lsn: Some(lsn), timeline: topology.timeline };
+        let mark = Mark { moment: now, lsn: Some(lsn), timeline: topology.timeline, settled: false };
         self.floor = Some(self.floor.map_or(mark, |floor| floor.exactly(topology).and(mark)));
         // A replica that was good enough for what was needed so far need not be for this.
         if let Some(seen) = &mut self.seen {
@@ -272,7 +280,7 @@ impl Causal {
             Consistency::Eventual => return Ok(Fresh::ASSUMED),
             Consistency::Primary if self.wrote => return Err(NotFresh::WroteOnce),
             Consistency::Session | Consistency::Primary => None,
-            Consistency::Global => Some(Mark { moment: begun, lsn: None, timeline: 0 }),
+            Consistency::Global => Some(Mark { moment: begun, lsn: None, timeline: 0, settled: false }),
         };
         if global.is_none() && self.is_free() {
             return Ok(Fresh::ALWAYS);
@@ -335,9 +343,16 @@ impl Causal {
 
 impl Mark {
     /// The same with an exact position, if that is known.
+    #[inline]
     fn exactly(self, topology: &Topology) -> Self {
+        if self.settled && self.timeline == topology.timeline {
+            return self;
+        }
         match self.bound(topology) {
-            Some(lsn) => Self { lsn: Some(lsn), timeline: topology.timeline, ..self },
+            Some(lsn) => {
+                let settled = topology.sample_after(self.moment.tick).is_some();
+                Self { lsn: Some(lsn), timeline: topology.timeline, settled, ..self }
+            }
             None => self,
         }
     }

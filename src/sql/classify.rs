@@ -4,7 +4,8 @@
 
 #![allow(clippy::wildcard_enum_match_arm, reason = "all other tokens are what the statement is not")]
 
-use super::lexer::{Lexer, StrKind, Token, is_word};
+use super::lexer::{Lexer, StrKind, Token};
+use super::plain;
 use super::reads::calls;
 
 /// What the names of our own prepared statements begin with (`session::prepared::PREFIX`).
@@ -156,7 +157,7 @@ pub fn analyse(text: &[u8], standard_strings: bool) -> Analysis {
     if text.len() > MAX_TEXT {
         return Analysis::UNKNOWN;
     }
-    if is_plain_select(text) {
+    if plain::leaves_nothing(text) {
         return Analysis { statements: 1, first: Command::Other, ..analysis };
     }
     let mut lexer = Lexer::new(text, standard_strings);
@@ -183,47 +184,6 @@ pub fn analyse(text: &[u8], standard_strings: bool) -> Analysis {
         analysis.effects = analysis.effects.and(Effects::CALLING);
     }
     analysis
-}
-
-/// Whether a text is one SELECT that can leave nothing behind, told from its bytes alone: many are, and taking them apart
-/// costs ten times as much. Without parentheses nothing in it is called, and nothing in it is another statement; what is
-/// left is INTO TEMP, `pg_temp` and our own view of `pg_prepared_statements`. It matters not whether any of that stands in a
-/// string or a comment, nor what a text means that is no SQL: nobody runs it.
-fn is_plain_select(text: &[u8]) -> bool {
-    let Some((word, rest)) = text.split_at_checked(6) else { return false };
-    if !word.eq_ignore_ascii_case(b"select") {
-        return false;
-    }
-    let rest = rest.trim_ascii_end();
-    let rest = rest.strip_suffix(b";").unwrap_or(rest);
-    // What follows it decides whether that is the first word.
-    rest.first().is_some_and(|byte| !is_word(*byte)) && !is_suspicious(rest)
-}
-
-/// Whether there is a parenthesis, a semicolon, a quoted name, or one of the beginnings `tem` and `pg_`.
-fn is_suspicious(text: &[u8]) -> bool {
-    /// So many positions at a time, each with the two bytes behind it: the compiler makes a few wide comparisons of that.
-    const WIDE: usize = 16;
-    let one = |a: u8, b: u8, c: u8| {
-        let is = |byte: u8, wanted: u8| u8::from(byte == wanted);
-        is(a, b'(')
-            | is(a, b';')
-            | is(a, b'"')
-            | (is(a | 0x20, b't') & is(b | 0x20, b'e') & is(c | 0x20, b'm'))
-            | (is(a | 0x20, b'p') & is(b | 0x20, b'g') & is(c, b'_'))
-    };
-    let at = |position: usize| text.get(position).copied().unwrap_or(0);
-    let Some(last) = text.len().checked_sub(WIDE + 2) else {
-        return (0..text.len()).any(|i| one(at(i), at(i + 1), at(i + 2)) != 0);
-    };
-    let mut found = [0; WIDE];
-    for start in (0..last).step_by(WIDE).chain([last]) {
-        let Some(bytes) = text[start..].first_chunk::<{ WIDE + 2 }>() else { return true };
-        for (i, found) in found.iter_mut().enumerate() {
-            *found |= one(bytes[i], bytes[i + 1], bytes[i + 2]);
-        }
-    }
-    found != [0; WIDE] || (last + WIDE..text.len()).any(|i| one(at(i), at(i + 1), at(i + 2)) != 0)
 }
 
 /// The same, for a text whose first word may begin or end a transaction, or drop a prepared statement; none for any other.
@@ -483,29 +443,6 @@ fn body(first: Token<'_>, lexer: &mut Lexer<'_>, analysis: &mut Analysis) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_plain_select_is_known_by_its_bytes_and_nothing_else_is_taken_for_one() {
-        for text in ["select 1", "SELECT a, 'b'[1] FROM t WHERE aid = 12345", "Select\n1 ;\n ", "select*from t"] {
-            assert!(is_plain_select(text.as_bytes()), "{text}");
-        }
-        for text in ["", "select", "selects 1", "select$1", "selecté", "with x", "sel", "select 1; ;", "table t"] {
-            assert!(!is_plain_select(text.as_bytes()), "{text}");
-        }
-        for hidden in ["(", ";", "\"", "temp", "TEM", "Pg_", "pg_"] {
-            for before in 0..70 {
-                for after in 1..40 {
-                    let text = format!("select {}{hidden}{}", "x".repeat(before), "y".repeat(after));
-                    assert!(!is_plain_select(text.as_bytes()), "{text}");
-                }
-            }
-        }
-        for len in 1..100 {
-            let text = format!("select {}", "pgtempe_".repeat(len).replace("tem", "tm"));
-            assert!(is_plain_select(text.as_bytes()), "{text}");
-            assert_eq!(analyse(text.as_bytes(), true), Analysis { copies: false, ..analyse(b"select 1", true) });
-        }
-    }
 
     #[test]
     fn what_a_statement_may_leave_behind_is_seen_in_every_spelling_of_it() {

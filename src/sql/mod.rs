@@ -5,6 +5,7 @@ pub mod classify;
 pub mod control;
 pub mod lexer;
 pub mod names;
+mod plain;
 pub mod reads;
 pub mod reference;
 pub mod statements;

@@ -29,6 +29,7 @@ pub use lengths::Lengths;
 pub use transaction::{Modes, Transaction};
 
 use super::lexer::{Lexer, Token};
+use super::plain;
 
 /// Longer texts are not looked into.
 pub const MAX_TEXT: usize = 64 * 1024;
@@ -152,6 +153,8 @@ pub trait Objects {
     fn function(&self, schema: Option<&[u8]>, name: &[u8]) -> Trust;
     /// Whether an operator that this token is, or is a part of, may do more than read.
     fn operator(&self, token: &[u8]) -> bool;
+    /// Whether all that may do more than read is functions, and what has a name that begins with `pg_`.
+    fn is_bare(&self) -> bool;
 }
 
 /// A database with nothing but what is built in, and plain tables: for tests, and for explaining a text without a database.
@@ -176,6 +179,10 @@ impl Objects for Plain {
     fn operator(&self, _: &[u8]) -> bool {
         false
     }
+
+    fn is_bare(&self) -> bool {
+        true
+    }
 }
 
 /// Says where a text may run. `standard_strings` is the session's `standard_conforming_strings`.
@@ -183,6 +190,9 @@ pub fn access<O: Objects + ?Sized>(text: &[u8], standard_strings: bool, objects:
     let mut access = Access { run: Run::Read, statements: 0, transaction: None };
     if text.len() > MAX_TEXT {
         return Access { run: Run::Write(Why::TooLong), statements: 1, ..access };
+    }
+    if objects.is_bare() && plain::reads(text) {
+        return Access { statements: 1, ..access };
     }
     let mut scan = Scan { text, lexer: Lexer::new(text, standard_strings), objects };
     loop {

@@ -8,6 +8,10 @@ struct Shop;
 static SHOP_LENGTHS: Lengths = Lengths::of_lines("order_log\nvolatile_fn\nodd_domain\nstats");
 
 impl Objects for Shop {
+    fn is_bare(&self) -> bool {
+        false
+    }
+
     fn lengths(&self) -> &Lengths {
         &SHOP_LENGTHS
     }
