@@ -10,8 +10,8 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
-use std::time::{Duration, SystemTime};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, channel, sync_channel};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Lines that may wait to be written: a few MB, and what a disk takes a moment for.
 const QUEUE: usize = 4096;
@@ -232,10 +232,18 @@ impl AccessLog {
 
     /// Writes what is left, and ends; but takes no longer than this.
     pub fn close(&self, patience: Duration) {
+        let until = Instant::now() + patience;
         let (ended, end) = channel();
-        if self.queue.try_send(Order::End(ended)).is_ok() {
-            let _ = end.recv_timeout(patience);
+        let mut order = Order::End(ended);
+        // A full queue is being written.
+        while let Err(TrySendError::Full(back)) = self.queue.try_send(order) {
+            if Instant::now() >= until {
+                return;
+            }
+            order = back;
+            std::thread::sleep(Duration::from_millis(1));
         }
+        let _ = end.recv_timeout(until.saturating_duration_since(Instant::now()));
     }
 }
 
@@ -287,11 +295,16 @@ fn open(path: &Path) -> io::Result<File> {
 /// Writes what comes, until nobody is left who could send something.
 fn write(orders: &Receiver<Order>, mut output: Output, target: &Target, shared: &Shared) {
     let mut lines = Vec::new();
+    // Of a write that failed half a line may stand in the file.
+    let mut half_written = false;
     let mut ends = None;
     while ends.is_none()
         && let Ok(first) = orders.recv()
     {
         lines.clear();
+        if std::mem::take(&mut half_written) {
+            lines.push(b'\n');
+        }
         let mut count = 0;
         for order in std::iter::once(first).chain(orders.try_iter()) {
             match order {
@@ -317,6 +330,7 @@ fn write(orders: &Receiver<Order>, mut output: Output, target: &Target, shared: 
         }
         if let Err(error) = output.write(&lines) {
             shared.lost(count as u64, &error.to_string());
+            half_written = true;
         }
     }
     if let Some(ended) = ends {

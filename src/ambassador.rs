@@ -98,7 +98,8 @@ pub struct Ambassador {
     pub admin_address: Option<SocketAddr>,
     config: Config,
     sources: Sources,
-    doors: Vec<Arc<Door>>,
+    /// The ways in, by the addresses that were asked for.
+    doors: Vec<(Vec<SocketAddr>, Arc<Door>)>,
     requests: UnboundedReceiver<Request>,
     workers: Workers,
     log: LogLevel,
@@ -307,14 +308,13 @@ impl Ambassador {
         write(&context.limits, Arc::new(config.limits.clone()));
         *context.users.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&config.auth.users);
         context.clients.set_limit(config.max_clients);
-        for door in &self.doors {
+        for (_, door) in &self.doors {
             *door.tls.write().unwrap_or_else(PoisonError::into_inner) = door_tls.clone();
         }
-        // The first door is that of `listen`.
-        let known = self.config.listeners.iter().zip(&config.listeners).zip(self.doors.iter().skip(1));
-        for ((before, now), door) in known.filter(|((before, now), _)| before.listen == now.listen) {
-            if before.preference != now.preference {
-                *door.preference.write().unwrap_or_else(PoisonError::into_inner) = now.preference;
+        // The first door is that of `listen`. One that was not there at the start is none.
+        for (addresses, door) in self.doors.iter().skip(1) {
+            if let Some(listener) = config.listeners.iter().find(|listener| listener.listen == *addresses) {
+                *door.preference.write().unwrap_or_else(PoisonError::into_inner) = listener.preference;
             }
         }
         self.log.set(&config.log.level);
@@ -342,7 +342,7 @@ impl Ambassador {
 }
 
 /// What listening has made: the ways in, the doors whose TLS a reload changes, the unix socket's file.
-type Opened = (Vec<Entrance>, Vec<Arc<Door>>, Option<SocketFile>);
+type Opened = (Vec<Entrance>, Vec<(Vec<SocketAddr>, Arc<Door>)>, Option<SocketFile>);
 
 /// Opens every listener.
 fn bind(config: &Config) -> Result<Opened, StartError> {
@@ -370,7 +370,7 @@ fn bind(config: &Config) -> Result<Opened, StartError> {
                 Err(error) => return Err(StartError::Listen { address: address.to_string(), flag, error }),
             }
         }
-        doors.push(door);
+        doors.push((addresses.clone(), door));
     }
     let mut file = None;
     if let Some(unix) = &config.unix {

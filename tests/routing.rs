@@ -534,3 +534,45 @@ fn a_reload_changes_where_the_reads_of_users_and_listeners_go() {
     assert_eq!(client.value("show ambassador.route"), "auto");
     wait_until("its reads go to a replica", || port_of(&mut client) == ports[1]);
 }
+
+#[test]
+fn what_a_stable_function_has_set_on_a_replica_is_nobody_elses() {
+    let cluster = replicated(1, &[]);
+    let ports = ports(&cluster);
+    cluster
+        .psql(
+            0,
+            "create function remembers(text) returns text stable language plpgsql as \
+             $$ begin return set_config('my.secret', $1, false); end $$",
+        )
+        .unwrap();
+    let ambassador = routed(&ports, ports[0], &["--pool-size", "1", "--set", "consistency=eventual"]);
+    let [mut one, mut other] = [(); 2].map(|()| Client::new(ambassador.port));
+    wait_until("the function is known, and goes to the replica", || {
+        one.query("select remembers('xyzzy')");
+        one.query("show last route")[0][0].as_deref() == Some("replica")
+    });
+    for _ in 0..5 {
+        one.query("select remembers('xyzzy')");
+        assert_ne!(other.value("select current_setting('my.secret', true)"), "xyzzy");
+    }
+}
+
+#[test]
+fn reads_go_to_no_replica_that_a_reload_took_away() {
+    let cluster = replicated(1, &[]);
+    let ports = ports(&cluster);
+    let dir = Dir::new();
+    let text = |ports: &[u16]| format!("[databases.postgres]\nurl = \"{}\"\n", url(ports));
+    let config = dir.write("ambassador.toml", &text(&ports));
+    let ambassador = Ambassador::start(&["--config", config.to_str().unwrap()]);
+    wait_for_replicas(&ambassador, ports[0]);
+    let mut client = Client::new(ambassador.port);
+    wait_until("it reads on the replica", || port_of(&mut client) == ports[1]);
+    dir.write("ambassador.toml", &text(&ports[..1]));
+    let mut console = Client::login(ambassador.port, &[("user", "ambassador"), ("database", "ambassador")]);
+    console.query("RELOAD");
+    for _ in 0..5 {
+        assert_eq!(port_of(&mut client), ports[0]);
+    }
+}

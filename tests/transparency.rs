@@ -746,6 +746,10 @@ const LEAVING: &str = "\
     create function plain(a int) returns int language plpgsql as $$ declare b int; begin if (a > 1) then b := abs(a) + 1; \
       update counted set n = n + 1; else b := coalesce(a, 0); end if; return b; end $$; \
     create function local_zone() returns text language sql as $$ select set_config('TimeZone', 'Asia/Seoul', true) $$; \
+    create function by_default(text default set_config('TimeZone', 'Asia/Baku', false)) returns text language sql as $$ select $1 $$; \
+    create table клиент (n int); \
+    create function between_names(text) returns int language plpgsql as $$ begin perform 1 from клиент; \
+      perform set_config('TimeZone', $1, false); update клиент set n = 1; return 1; end $$; \
     create table counted (n int); insert into counted values (0)";
 
 #[test]
@@ -769,6 +773,10 @@ fn what_a_function_leaves_follows_its_client_or_keeps_its_server() {
             "with z as (select zone('Africa/Cairo') as x) select x from z",
             "insert into counted (n) values (length(zone('Africa/Algiers')))",
             "commit",
+            "show timezone",
+            "select by_default()",
+            "show timezone",
+            "select between_names('Asia/Baghdad')",
             "show timezone",
             "select tenant('one')",
             "select current_setting('my.tenant')",
@@ -827,8 +835,10 @@ fn a_function_that_leaves_nothing_is_asked_about_once() {
         }
     }
     assert_eq!(surveys(), before);
-    // Until it is another function.
-    client.query(
+    // Until it is another function, whoever makes it so.
+    client.query("drop role if exists definer; create role definer superuser login");
+    let mut definer = Client::login(ambassador.port, &[("user", "definer"), ("database", &name)]);
+    definer.query(
         "create or replace function plain(a int) returns int language sql as $$ select length(zone('Asia/Tokyo')) $$",
     );
     for client in &mut callers {

@@ -69,7 +69,7 @@ pub(super) struct Router {
     waited_connected: bool,
     wait: Option<Pin<Box<dyn Future<Output = bool> + Send>>>,
     /// When it may wait again.
-    may_wait: Option<Instant>,
+    waits_again: Option<Instant>,
     /// The request at hand goes to the primary, for this reason.
     once: Option<Reason>,
     plan: Option<Plan>,
@@ -192,7 +192,7 @@ impl Router {
             single_read: false,
             waited_connected: false,
             wait: None,
-            may_wait: None,
+            waits_again: None,
             once: None,
             plan: None,
             under_way: None,
@@ -206,8 +206,9 @@ impl Router {
     /// Takes over what has changed. False if there is nothing to choose from any more.
     fn refresh(&mut self, pools: &PoolSet, settings: &Settings) -> bool {
         if self.version != pools.version() {
-            self.version = pools.version();
+            let version = pools.version();
             let Some(routes) = pools.routes() else { return false };
+            self.version = version;
             self.watcher = routes.monitor.watcher();
             self.wishes = Wishes::of(settings, &routes, self.listener);
             self.facts = None;
@@ -322,7 +323,7 @@ impl Router {
     }
 
     fn may_wait(&self, now: Instant) -> bool {
-        !self.waited && self.may_wait.is_none_or(|at| at <= now)
+        !self.waited && self.waits_again.is_none_or(|at| at <= now)
     }
 
     /// Waits for a probe that proves some replica to be fresh enough, if that is worth it.
@@ -352,7 +353,7 @@ impl Router {
         let Poll::Ready(is_fresh) = wait.as_mut().poll(cx) else { return Step::Stuck };
         self.wait = None;
         if !is_fresh {
-            self.may_wait = Some(Instant::now() + AFTER_A_VAIN_WAIT);
+            self.waits_again = Some(Instant::now() + AFTER_A_VAIN_WAIT);
         }
         Step::Progress
     }
@@ -522,7 +523,7 @@ impl Router {
         let Some(Plan { replica: Some(replica), .. }) = self.plan else { return true };
         let (node, connected) = (lease.pool().node.id, lease.entry.connected);
         let takes = replica.node == node && replica.fresh.takes(connected);
-        let may_wait = !self.waited_connected && self.may_wait.is_none_or(|at| at <= now);
+        let may_wait = !self.waited_connected && self.waits_again.is_none_or(|at| at <= now);
         if !takes && replica.node == node && may_wait {
             let limit = FOR_A_PROBE.max(self.routes.config.wait_for_replica);
             let (monitor, deadline) = (Arc::clone(&self.routes.monitor), now + limit);

@@ -207,10 +207,12 @@ impl Socket {
             }
             let waker = cx.waker().data().addr();
             if asked || reading.waker != waker || waker == 0 {
+                // Without budget left the runtime wakes the task and asks nothing: it has not got the waker then.
+                let has_budget = tokio::task::coop::has_budget_remaining();
                 match self.poll_readable(cx) {
                     Poll::Ready(ready) => ready?,
                     Poll::Pending => {
-                        *reading = Reading { waker, in_a_row: 0 };
+                        *reading = Reading { waker: if has_budget { waker } else { 0 }, in_a_row: 0 };
                         return Poll::Pending;
                     }
                 }

@@ -10,7 +10,7 @@ use crate::routing::survey::{Known as KnownNode, Location};
 use crate::routing::verdict::Wish;
 use crate::routing::{Consistency, Fallback, NodeId, Policy, Preference};
 use crate::server::{ServerEntry, Target};
-use crate::session::{Interners, PoolMode};
+use crate::session::{Functions, Interners, PoolMode};
 use crate::telemetry::Telemetry;
 use foldhash::fast::RandomState;
 use rustls::ClientConfig;
@@ -154,6 +154,8 @@ pub struct Database {
 /// What a database keeps when it is configured anew.
 #[derive(Debug, Default)]
 struct DatabaseState {
+    /// What functions may leave behind, for each database on the servers.
+    functions: Mutex<HashMap<Arc<str>, Arc<Functions>>>,
     disabled: AtomicBool,
     clients: Arc<AtomicUsize>,
     /// Places for connections on each server, where there is a limit. It does not change while the program runs.
@@ -617,6 +619,12 @@ impl Database {
     /// Whether a user's own login may be passed through: not where it was said who we are upstream.
     pub fn passes_through(&self, user: &str) -> bool {
         self.config.user.is_none() && !self.config.logins.contains_key(user) && self.config.login.yields_to_clients()
+    }
+
+    /// What the functions of this database on the servers may leave behind: what is found out for one pool, and what one of
+    /// its clients defines, all of them know.
+    pub(super) fn functions(&self, dbname: &Arc<str>) -> Arc<Functions> {
+        Arc::clone(lock(&self.shared.functions).entry(Arc::clone(dbname)).or_default())
     }
 
     /// Its servers.

@@ -134,9 +134,8 @@ pub struct Pool {
     keepers: keepers::Keepers,
     /// Somebody has ever been served: the server side of this pool works, or did.
     pub proven: AtomicBool,
-    /// What the functions of its database may leave behind, and since when that is remembered.
+    /// What the functions of its database may leave behind.
     functions: Arc<Functions>,
-    functions_since: Mutex<Instant>,
 }
 
 /// Settings as they stand in a startup packet.
@@ -303,6 +302,7 @@ impl Pool {
         source: Arc<dyn Source>,
         defaults: Settings,
         limits: Vec<Arc<Semaphore>>,
+        functions: Arc<Functions>,
         telemetry: Arc<Telemetry>,
     ) -> Arc<Self> {
         let seats = managed::Pool::builder(Seats).max_size(config.size);
@@ -336,8 +336,7 @@ impl Pool {
             paranoid: config.paranoid,
             config: RwLock::new(Arc::new(config)),
             proven: AtomicBool::new(false),
-            functions: Arc::default(),
-            functions_since: Mutex::new(Instant::now()),
+            functions,
         })
     }
 
@@ -898,12 +897,7 @@ impl Pool {
     pub fn maintain(&self, now: Instant, make_room: bool) {
         let config = self.config();
         self.follow_credential();
-        let mut since = lock(&self.functions_since);
-        if now.saturating_duration_since(*since) >= REMEMBERED {
-            *since = now;
-            self.functions.forget();
-        }
-        drop(since);
+        self.functions.forget_after(REMEMBERED, now);
         let cut_off = !self.source().is_ready(&self.node.address);
         let mut spare = self.connections().saturating_sub(config.min_idle);
         let removed = self.queue.retain(|server| {

@@ -380,6 +380,9 @@ impl State {
         if let Some((monitor, login)) = &wanted.monitor {
             monitor.lend(login);
         }
+        let config = &wanted.database.config;
+        let dbname: Arc<str> = config.dbname.as_deref().unwrap_or(&name.database).into();
+        let functions = wanted.database.functions(&dbname);
         let pool = |(node, target, limits): &(Arc<Node>, Target, Vec<Arc<Semaphore>>)| {
             if let Some(pool) = old.iter().find(|pool| Arc::ptr_eq(&pool.node, node)) {
                 pool.reconfigure(wanted.pool.clone());
@@ -397,15 +400,20 @@ impl State {
                 Arc::clone(&wanted.source),
                 wanted.defaults.clone(),
                 limits.clone(),
+                Arc::clone(&functions),
                 Arc::clone(&wanted.telemetry),
             )
         };
         let pools: Arc<[_]> = wanted.targets.iter().map(pool).collect();
-        let config = &wanted.database.config;
-        let dbname = config.dbname.as_deref().unwrap_or(&name.database).into();
         let monitor = wanted.monitor.clone().filter(|_| wanted.mode != PoolMode::Session);
         let routes = monitor.map(|monitor| {
-            Routes::new(monitor, Arc::clone(&pools), (config.routing.clone(), wanted.preference), dbname, record)
+            Routes::new(
+                monitor,
+                Arc::clone(&pools),
+                (config.routing.clone(), wanted.preference),
+                (*dbname).into(),
+                record,
+            )
         });
         Self {
             pools,

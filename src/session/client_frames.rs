@@ -440,8 +440,12 @@ impl Session {
                 if analysis.effects.has(Effects::RESET) && !(analysis.copies && analysis.statements > 1) {
                     self.restore_startup(concerns_identity(cut.body(input)), server, to_server);
                 }
-                if self.lending.is_some() && !analysis.copies {
-                    self.give_back(server, to_server);
+                if self.lending.is_some() {
+                    match analysis.copies {
+                        false => self.give_back(server, to_server),
+                        // It keeps the name, and with it the client.
+                        true => server.soil(Effects::PREPARE),
+                    }
                 }
                 if self.marks > 0 && !analysis.copies {
                     self.send_marks(server, to_server);

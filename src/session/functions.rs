@@ -10,6 +10,7 @@ use crate::sql::reads::calls::{self, Calls};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Names that are remembered of one database.
 const MOST: usize = 10_000;
@@ -19,6 +20,8 @@ pub(super) const ASKED: usize = 64;
 /// What is known of the functions of one database, as its servers have said it.
 #[derive(Debug)]
 pub struct Functions {
+    /// Since when they are remembered.
+    since: Mutex<Option<Instant>>,
     /// Unique in this process; another one whenever something was forgotten.
     version: AtomicU64,
     known: Mutex<HashMap<Box<str>, Known>>,
@@ -49,11 +52,22 @@ static NEXT_VERSION: AtomicU64 = AtomicU64::new(1);
 
 impl Default for Functions {
     fn default() -> Self {
-        Self { version: AtomicU64::new(NEXT_VERSION.fetch_add(1, Ordering::Relaxed)), known: Mutex::default() }
+        let version = AtomicU64::new(NEXT_VERSION.fetch_add(1, Ordering::Relaxed));
+        Self { since: Mutex::default(), version, known: Mutex::default() }
     }
 }
 
 impl Functions {
+    /// Forgets what is remembered for too long: somebody else may have defined it anew.
+    pub fn forget_after(&self, limit: Duration, now: Instant) {
+        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.saturating_duration_since(*since.get_or_insert(now)) >= limit {
+            *since = Some(now);
+            drop(since);
+            self.forget();
+        }
+    }
+
     fn known(&self) -> MutexGuard<'_, HashMap<Box<str>, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -147,22 +161,24 @@ impl Known {
     }
 }
 
-/// The part of the question that asks about functions by name, `$3`. Verdicts: `h`, harmless: PostgreSQL's own, of extensions
+/// The part of the question that asks about functions by name, `$3`. A default of a parameter may call anything. Verdicts: `h`, harmless: PostgreSQL's own, of extensions
 /// that are known to keep nothing in the session, or in C and not declared to be volatile; `b` and a body; `u`, anything else.
-/// What is not ASCII in a body is of no interest, and could not be had in every encoding.
+/// What is not ASCII in a body could not be had in every encoding. In its place stands a byte that begins no token: in strings
+/// and comments it is of no interest, and what has it in a name is not understood.
 pub(super) const QUESTION: &str = "\
     select 'f', p.proname::pg_catalog.text, case \
+    when p.proargdefaults is not null then 'u' \
     when l.lanname operator(pg_catalog.=) 'internal' \
     and (p.prokind operator(pg_catalog.<>) 'a' or p.oid operator(pg_catalog.<) 16384::pg_catalog.oid) then 'h' \
     when exists (select from pg_catalog.pg_depend d join pg_catalog.pg_extension e on e.oid operator(pg_catalog.=) d.refobjid \
     where d.classid operator(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass \
     and d.objid operator(pg_catalog.=) p.oid and d.deptype operator(pg_catalog.=) 'e' \
     and e.extname operator(pg_catalog.=) any ('{btree_gin,btree_gist,citext,cube,earthdistance,fuzzystrmatch,h3,hstore,intarray,\
-    isn,lo,ltree,pg_trgm,pgcrypto,postgis,seg,tablefunc,unaccent,uuid-ossp,vector}'::pg_catalog.name[])) then 'h' \
+    isn,lo,ltree,pg_trgm,pgcrypto,postgis,seg,unaccent,uuid-ossp,vector}'::pg_catalog.name[])) then 'h' \
     when l.lanname operator(pg_catalog.=) 'c' and p.provolatile operator(pg_catalog.<>) 'v' then 'h' \
     when l.lanname operator(pg_catalog.=) any ('{sql,plpgsql}'::pg_catalog.name[]) \
     and p.prosrc operator(pg_catalog.<>) '' and pg_catalog.length(p.prosrc) operator(pg_catalog.<) 30000 \
-    then 'b' operator(pg_catalog.||) pg_catalog.regexp_replace(p.prosrc, E'[^\\\\x01-\\\\x7f]', '$', 'g') \
+    then 'b' operator(pg_catalog.||) pg_catalog.regexp_replace(p.prosrc, E'[^\\\\x01-\\\\x7f]', E'\\x01', 'g') \
     else 'u' end \
     from pg_catalog.pg_proc p join pg_catalog.pg_language l on l.oid operator(pg_catalog.=) p.prolang \
     where p.proname operator(pg_catalog.=) any ($3::pg_catalog.name[])";

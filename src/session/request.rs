@@ -135,11 +135,20 @@ impl Session {
         if *tag == FrontendTag::Query.byte()
             && let [word @ .., b' ' | b'\n' | b'\t'] = &text[..text.len().min(7)]
             && word.eq_ignore_ascii_case(b"select")
+            && !self.may_call(input)
         {
             let effects = Effects::NONE;
             let one = Analysis { first: Command::Other, statements: 1, effects, commits: false, copies: false };
             self.analysed = Some(one);
         }
+    }
+
+    /// Whether a Query may call a function of the user's own: one that only reads may leave something in its session.
+    fn may_call(&self, input: &[u8]) -> bool {
+        let Ok(Some(found)) = frame::frontend(input) else { return true };
+        input
+            .get(HEADER..found.len)
+            .is_none_or(|body| crate::sql::reads::calls::may_call(frontend::query(body), self.standard_strings))
     }
 
     /// The text of the BEGIN that no server has seen, if the client is in such a transaction: empty for a plain one.

@@ -62,6 +62,7 @@ const PASSING: Effects = Effects::LOOKING
     .and(Effects::INSERTING)
     .and(Effects::SEQUENCE)
     .and(Effects::CALLING)
+    .and(Effects::FUNCTIONS)
     .and(Effects::DEFINING);
 
 /// Effects that leave traces in the server's process, which nobody can ask for: the schema of temporary objects, loaded
@@ -369,8 +370,10 @@ impl ServerSide {
         if effects.has(WEARING) && !self.fenced {
             self.worn_by = self.user;
             self.defined = true;
-            self.redefined = true;
-            self.functions.forget();
+            if effects.has(Effects::FUNCTIONS) {
+                self.redefined = true;
+                self.functions.forget();
+            }
         }
     }
 

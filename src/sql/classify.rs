@@ -65,6 +65,9 @@ impl Effects {
     /// Makes, changes or drops objects: what its server has cached of them, or a library has in memory, nobody can ask.
     pub const DEFINING: Self = Self(1 << 20);
 
+    /// Names a kind of object that may be, or bring, a function: what was known of functions may not hold any more.
+    pub const FUNCTIONS: Self = Self(1 << 22);
+
     /// Calls functions that are not PostgreSQL's own: what those may leave is theirs.
     pub const CALLING: Self = Self(1 << 21);
 
@@ -235,7 +238,7 @@ impl Folded {
 }
 
 /// Words of interest within a statement, and what they may leave behind.
-const TELLING: [(&[u8], Effects); 27] = [
+const TELLING: [(&[u8], Effects); 34] = [
     (b"currval", Effects::ASKING),
     (b"lastval", Effects::ASKING),
     (b"insert", Effects::INSERTING),
@@ -246,6 +249,13 @@ const TELLING: [(&[u8], Effects); 27] = [
     (b"create", Effects::DEFINING),
     (b"alter", Effects::DEFINING),
     (b"drop", Effects::ENDING.and(Effects::DEFINING)),
+    (b"function", Effects::FUNCTIONS),
+    (b"procedure", Effects::FUNCTIONS),
+    (b"routine", Effects::FUNCTIONS),
+    (b"aggregate", Effects::FUNCTIONS),
+    (b"extension", Effects::FUNCTIONS),
+    (b"language", Effects::FUNCTIONS),
+    (b"schema", Effects::FUNCTIONS),
     (b"close", Effects::ENDING),
     (b"temp", Effects::TEMP),
     (b"temporary", Effects::TEMP),
