@@ -117,6 +117,12 @@ impl Socket {
         }
     }
 
+    /// Whether the runtime has heard, in one of its turns so far, of something that was not read. Asks nobody.
+    #[inline]
+    pub(super) fn may_be_readable(&self) -> bool {
+        self.while_readable(|| Ok(())).is_ok()
+    }
+
     /// Reads without waiting and without the runtime; `None` if there is nothing to read. `Some(0)` is the end.
     pub(super) fn read_now(&self, buf: &mut [u8], peek: bool) -> io::Result<Option<usize>> {
         let flags = if peek { RecvFlags::PEEK | RecvFlags::DONTWAIT } else { RecvFlags::DONTWAIT };

@@ -165,6 +165,12 @@ impl Stream {
         }
     }
 
+    /// Whether the peer may have closed, or sent something, as far as the runtime has heard. Asks nobody.
+    #[inline]
+    pub fn may_be_readable(&self) -> bool {
+        self.socket.may_be_readable()
+    }
+
     /// Whether the peer has closed, or has sent something that nobody asked for. Asks the kernel, without waiting.
     pub fn is_stale(&mut self) -> bool {
         let mut byte = [0];

@@ -52,7 +52,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 
-/// A connection that was used this recently was seen alive this recently: no need to ask the kernel again.
+/// A connection that was used this recently was seen alive this recently: no need to ask the kernel again, unless the runtime
+/// has heard of something since.
 const HOT: Duration = Duration::from_millis(2);
 /// How often who waits for a place within a limit looks whether there is something else to wait for.
 const LOOK_FOR_ROOM: Duration = Duration::from_millis(50);
@@ -359,7 +360,8 @@ impl Pool {
     fn hand_out(&self, server: Box<Server>, client: u64, now: Instant) -> Option<Box<Server>> {
         let mut server = server;
         let hot = now.saturating_duration_since(server.idle_since) < HOT;
-        if self.is_outdated(&server, now) || (!hot && server.is_stale()) {
+        let suspect = !hot || server.stream.may_be_readable();
+        if self.is_outdated(&server, now) || (suspect && server.is_stale()) {
             self.stats.count_stale();
             server.close();
             return None;
