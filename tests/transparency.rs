@@ -41,6 +41,7 @@ fn same_through(pooled: &Ambassador, name: &str, startup: &[(&str, &str)], steps
             "otherAsia/Tokyo"
         );
         assert_eq!(other.value("select current_setting('search_path') || current_user"), "\"$user\", publicpostgres");
+        assert_eq!(pooled.complaint(), None, "by step {at}: {step}");
     }
 }
 
@@ -793,6 +794,10 @@ fn what_a_function_leaves_follows_its_client_or_keeps_its_server() {
             "execute z",
             "show timezone",
             "deallocate z; close c",
+            "deallocate all; select zone('Europe/Oslo')",
+            "show timezone",
+            "prepare z as select 1; select zone('Europe/Rome')",
+            "show timezone",
             "select locks()",
             "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()",
             "select pg_advisory_unlock_all()",

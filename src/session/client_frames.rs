@@ -837,18 +837,14 @@ impl Session {
             self.may_notify(effects, text);
         }
         if effects.has(Effects::CALLING) {
-            self.will_call(effects, text, server);
+            self.will_call(text, server);
         }
         server.soil(effects);
     }
 
     /// The same for one that calls functions. True if those leave nothing behind.
     #[cold]
-    fn will_call(&self, effects: Effects, text: &[u8], server: &mut ServerSide) -> bool {
-        // What is prepared runs later, and what was prepared then is not looked at.
-        if effects.has(Effects::PREPARE) {
-            return false;
-        }
+    fn will_call(&self, text: &[u8], server: &mut ServerSide) -> bool {
         let calls = calls(frontend::query(text), self.standard_strings);
         let verdict = server.functions.judge(&calls);
         for name in verdict.missing {
@@ -874,7 +870,7 @@ impl Session {
             return effects;
         }
         let version = server.functions.version();
-        if !statement.is_harmless(version) && self.will_call(effects, &statement.query, server) {
+        if !statement.is_harmless(version) && self.will_call(&statement.query, server) {
             statement.note_harmless(version);
         }
         effects.without(Effects::CALLING)

@@ -85,6 +85,10 @@ fn random_sessions_cannot_tell_the_ambassador_from_the_server() {
             }
             let session = Session::generate(seed);
             let pooled = &ambassadors[usize::try_from(seed).unwrap() % ambassadors.len()];
+            if sessions == 1 {
+                let texts: Vec<&str> = session.turns.iter().map(|turn| turn.text.as_str()).collect();
+                println!("login with {:?}, then\n  {}", session.startup, texts.join("\n  "));
+            }
             let direct = play(&session, Way::Direct, server.port(), DATABASES[0]);
             let through = play(&session, Way::Through, pooled.port, DATABASES[1]);
             let number = played.fetch_add(1, Ordering::Relaxed) + 1;
