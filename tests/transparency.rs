@@ -981,3 +981,52 @@ fn a_text_for_a_name_that_is_taken_is_looked_at_before_the_name_is_refused() {
     });
     assert_eq!(found, expected);
 }
+
+#[test]
+fn a_setting_of_ones_own_is_asked_for_again_where_there_was_no_answer() {
+    let ambassador = ambassador(1);
+    let name = database("lost_question");
+    let mut direct = login(shared().port(), &name, &[]);
+    let [mut one, mut other] = [(); 2].map(|()| login(ambassador.port, &name, &[]));
+    one.query("select 1");
+    // The question reads that, too.
+    direct.query("begin; lock table pg_catalog.pg_language in access exclusive mode");
+    one.query("set statement_timeout = '50ms'; select set_config('my.y', 'mine', false)");
+    wait_until("it was asked in vain", || !ambassador.show("PINS").is_empty());
+    direct.query("rollback");
+    one.query("reset statement_timeout");
+    wait_until("it was answered", || ambassador.show("PINS").is_empty());
+    let found = other.query("select current_setting('my.y', true)").remove(0).remove(0);
+    assert!(found.is_none_or(|found| found.is_empty()));
+    assert_eq!(one.value("select current_setting('my.y')"), "mine");
+}
+
+#[test]
+fn what_a_pipeline_has_set_is_nobody_elses_whatever_else_it_asks_for() {
+    let ambassador = ambassador(1);
+    let name = database("pipelined_settings");
+    let mut one = login(ambassador.port, &name, &[]);
+    let mut other = login(ambassador.port, &name, &[]);
+    one.query("begin; select 1");
+    one.query("commit");
+    let run = |sql: &str| [parse("", sql), bind("p", "", &[]), execute("p", 0), sync()].concat();
+    for round in 0..200 {
+        let value = format!("of round {round}");
+        let sets = [
+            parse("", "select set_config($1, $2, $3)"),
+            describe(b'S', ""),
+            bind("", "", &[Some("my.pipelined"), Some(&value), Some("false")]),
+            execute("", 0),
+            sync(),
+        ];
+        let last = ["deallocate s1", "execute s2", "select 1", "select set_config('my.other', 'x', false)"][round % 4];
+        let first = ["deallocate prepare s1", "select 1", "execute s3"][round % 3];
+        one.send(&[sets.concat(), run(first), run(last)].concat());
+        for _ in 0..3 {
+            one.read_until(b"Z").unwrap();
+        }
+        let found = other.query("select current_setting('my.pipelined', true)").remove(0).remove(0);
+        assert!(found.is_none_or(|found| found.is_empty()), "round {round}: {first}; {last}");
+        assert_eq!(one.value("select current_setting('my.pipelined')"), value, "round {round}: {first}; {last}");
+    }
+}

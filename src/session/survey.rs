@@ -82,6 +82,8 @@ pub(super) struct Findings {
     user: Option<String>,
     pins: Pins,
     channels: Vec<Box<str>>,
+    /// Settings of the client's own making that were asked about.
+    names: Vec<Box<str>>,
     /// Functions that were asked about, by which version of what was known, and what was said of them.
     asked: Vec<Box<str>>,
     version: u64,
@@ -207,9 +209,9 @@ impl Session {
         }
         server.asked = std::mem::replace(&mut server.dirty, Effects::NONE);
         let (asked, version) = (std::mem::take(&mut server.inquiries), server.functions.version());
-        let (names, topics_text, functions) = (array(&names), topics.to_string(), array(&asked));
-        server.findings = Some(Box::new(Findings { topics, asked, version, ..Findings::default() }));
-        let values = [Some(names.as_bytes()), Some(topics_text.as_bytes()), Some(functions.as_bytes())];
+        let (list, topics_text, functions) = (array(&names), topics.to_string(), array(&asked));
+        server.findings = Some(Box::new(Findings { topics, names, asked, version, ..Findings::default() }));
+        let values = [Some(list.as_bytes()), Some(topics_text.as_bytes()), Some(functions.as_bytes())];
         server.ask_own(Own::Ask, &values, Note::Asked, to_server);
     }
 
@@ -218,6 +220,14 @@ impl Session {
         let asked = std::mem::replace(&mut server.asked, Effects::NONE);
         if findings.failed.is_some() || findings.unreadable {
             // Cancelled, or short of time: ask again. Else it keeps the server, and is asked about when it has run again.
+            for name in &findings.names {
+                server.too_many_names |= !crate::sql::custom_name(name.as_bytes(), &mut server.custom_names);
+            }
+            for name in findings.asked {
+                if !server.inquiries.contains(&name) {
+                    server.inquiries.push(name);
+                }
+            }
             server.tries += 1;
             let gone = findings.failed == Some(SqlState::INVALID_STATEMENT_NAME);
             if gone {
