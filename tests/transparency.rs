@@ -708,6 +708,10 @@ fn by_the_extended_protocol_sql_finds_the_statements_of_the_protocol() {
         alone("execute x(8)"),
         query("rollback"),
         [close(b'S', "x"), bind("", "e", &[]), execute("", 0), sync()].concat(),
+        // What was parsed before there was such a statement has no rows, whatever there is by now.
+        [parse("", "execute x(9)"), sync()].concat(),
+        [x(), sync()].concat(),
+        [describe(b'S', ""), sync()].concat(),
     ];
     same_batches("extended_references", &batches);
 }

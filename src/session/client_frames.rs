@@ -549,7 +549,7 @@ impl Session {
             server.soil(if unnamed { Effects::UNKNOWN } else { Effects::PREPARE });
             let mut owed = Owed::forward(Kind::Parse);
             if unnamed {
-                owed.note = Some(self.unnamed_sent(None, Analysis::UNKNOWN, server));
+                owed.note = Some(self.unnamed_sent(None, Analysis::UNKNOWN, false, server));
             }
             server.pipeline.push(owed);
             to_server.pass(cut.range());
@@ -577,7 +577,8 @@ impl Session {
             {
                 return fare;
             }
-            let before = self.unnamed_sent(Some(text), analysis, server);
+            let blind = analysis.effects.has(Effects::EXECUTE) && !self.knows_what_it_executes(parse.query);
+            let before = self.unnamed_sent(Some(text), analysis, blind, server);
             server.pipeline.push(Owed { note: Some(before), ..Owed::forward(Kind::Parse) });
             to_server.pass(cut.range());
             return Fare::Done;
@@ -648,11 +649,17 @@ impl Session {
     }
 
     /// A Parse of the unnamed statement is on its way; gives what to go back to if it is skipped.
-    fn unnamed_sent(&mut self, text: Option<Arc<[u8]>>, analysis: Analysis, server: &mut ServerSide) -> Box<Note> {
+    fn unnamed_sent(
+        &mut self,
+        text: Option<Arc<[u8]>>,
+        analysis: Analysis,
+        blind: bool,
+        server: &mut ServerSide,
+    ) -> Box<Note> {
         self.unnamed_count = self.unnamed_count.wrapping_add(1);
         let id = (self.id << 32) | u64::from(self.unnamed_count);
         let (standard_strings, unsettled) = (self.standard_strings, server.is_unsettled());
-        let made = Unnamed { id, text, analysis, standard_strings, unsettled, read_by: None };
+        let made = Unnamed { id, text, analysis, standard_strings, unsettled, read_by: None, blind };
         self.unnamed_pending = (self.unnamed_pending.0 + 1, self.batch);
         let before = server.unnamed.replace(id);
         match server.spare.take() {
@@ -1096,7 +1103,8 @@ impl Session {
                 if self.unnamed_is_undecided(server) && server.will_settle() {
                     return wait_for_quiet(to_server);
                 }
-                let unnamed = self.unnamed.as_ref().filter(|unnamed| unnamed.analysis.effects.has(Effects::EXECUTE));
+                let executes = |unnamed: &Unnamed| unnamed.analysis.effects.has(Effects::EXECUTE) && !unnamed.blind;
+                let unnamed = self.unnamed.as_ref().filter(|unnamed| executes(unnamed));
                 if let Some(text) = unnamed.and_then(|unnamed| unnamed.text.clone())
                     && let Some(fare) = self.lend(shared, &text, &[Verb::Execute], server, to_server)
                 {

@@ -182,7 +182,15 @@ impl Session {
             self.unnamed_count = self.unnamed_count.wrapping_add(1);
             let id = (self.id << 32) | u64::from(self.unnamed_count);
             let standard_strings = self.standard_strings;
-            let made = Unnamed { id, text: Some(text), analysis, standard_strings, unsettled: true, read_by: None };
+            let made = Unnamed {
+                id,
+                text: Some(text),
+                analysis,
+                standard_strings,
+                unsettled: true,
+                read_by: None,
+                blind: false,
+            };
             self.unnamed = Some(Box::new(made));
         }
         self.carry_out(control, &text);

@@ -56,6 +56,15 @@ impl Session {
         None
     }
 
+    /// Whether the client has, or may have, one of the statements that a text executes.
+    #[cold]
+    pub(super) fn knows_what_it_executes(&self, text: &[u8]) -> bool {
+        references(text, self.standard_strings).into_iter().any(|reference| {
+            reference.verb == Verb::Execute
+                && !matches!(self.prepared.look_up(&reference.name, self.batch), Lookup::Unknown)
+        })
+    }
+
     fn lend_one(
         &mut self,
         shared: &Interners,

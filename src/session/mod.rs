@@ -181,6 +181,9 @@ struct Unnamed {
     standard_strings: bool,
     /// It is not known for certain which settings it was parsed under.
     unsettled: bool,
+    /// It is an EXECUTE of something that the client did not have when it was parsed: its rows are not known, and PostgreSQL
+    /// does not look again.
+    blind: bool,
     /// The settings that its constants were read by, if others have become known since.
     read_by: Option<Settings>,
 }
