@@ -3,7 +3,7 @@
 //! `DIFFERENTIAL_SESSIONS` says how many sessions (default 400), `DIFFERENTIAL_SEED` where to start: a seed that is
 //! printed with a difference brings the same session back. `DIFFERENTIAL_REPLICAS` has so many replicas serve the
 //! ambassador's reads. `DIFFERENTIAL_ENOUGH` says after how many differences to stop
-//! (default 5). `seeded/` has bugs that it must find: `make seeded-bugs`.
+//! (default 5). A single session is printed whole. `seeded/` has bugs that it must find: `make seeded-bugs`.
 
 mod coverage;
 mod generate;
