@@ -1034,3 +1034,38 @@ fn what_a_pipeline_has_set_is_nobody_elses_whatever_else_it_asks_for() {
         assert_eq!(one.value("select current_setting('my.pipelined')"), value, "round {round}: {first}; {last}");
     }
 }
+
+#[test]
+fn a_bind_with_the_wrong_number_of_values_is_told_so_whatever_has_become_of_its_table() {
+    let direct_database = database("miscounted_direct");
+    let pooled_database = database("miscounted");
+    let pooled = ambassador(2);
+    let mut direct = login(shared().port(), &direct_database, &[]);
+    let mut through = login(pooled.port, &pooled_database, &[]);
+    let [mut first, mut second] = [0; 2].map(|_| login(pooled.port, &pooled_database, &[]));
+    let mut both = |messages: &[Vec<u8>]| {
+        let [expected, found] = [&mut direct, &mut through].map(|client| client.exchange(&messages.concat()));
+        let [expected, found] =
+            [expected, found].map(|answer| answer.into_iter().map(Message::without_oids).collect::<Vec<_>>());
+        assert_eq!(found, expected, "{}", pooled.log());
+        expected
+    };
+    both(&[parse("rollback", "rollback"), sync()]);
+    for name in ["s", ""] {
+        first.query("begin; select 1");
+        both(&[query("begin; create temp table gone (a int)")]);
+        both(&[parse(name, "insert into gone values ($1)"), sync()]);
+        both(&[bind("", "rollback", &[]), execute("", 0), sync()]);
+        // The server that has it goes to another client, and one that has not is free.
+        second.query("begin; select 1");
+        first.query("rollback");
+        for values in [&[][..], &[Some("1"), Some("2")]] {
+            let answer = both(&[bind("", name, values), execute("", 0), sync()]);
+            assert_eq!(answer[0].code(), "08P01", "{name:?}: {answer:?}");
+        }
+        // With the right number it is the table that is missed.
+        let answer = both(&[bind("", name, &[Some("1")]), execute("", 0), sync()]);
+        assert_eq!(answer[0].code(), "42P01", "{name:?}: {answer:?}");
+        second.query("rollback");
+    }
+}

@@ -717,6 +717,17 @@ impl Session {
             {
                 return Ok(fare);
             }
+            if let Some(needed) = self.unnamed_miscounted(body, server) {
+                let stand_in = stand_in(shared, needed);
+                server.unnamed = Some(stand_in.id);
+                server.unnamed_pending = Some(self.batch);
+                reply::parse(to_server.edit(), b"", b"", &stand_in.types);
+                server.pipeline.push(Owed::swallow(Kind::Parse).with(Note::UnnamedMade));
+                server.pipeline.push(Owed::forward(Kind::Bind));
+                to_server.pass(cut.range());
+                self.pass_rest(cut);
+                return Ok(Fare::Done);
+            }
             self.ensure_unnamed(server, to_server);
             if analysis.effects.has(Effects::LOOKING) {
                 self.hide_others(server, to_server);
@@ -757,9 +768,13 @@ impl Session {
                     let Some(statement) = self.current(shared, &name, statement, server) else {
                         return Ok(wait_for_quiet(to_server));
                     };
-                    if !server.ensure_prepared(&statement, self.batch, to_server) {
+                    let instead = |missing: &Statement| {
+                        let needed = self.miscounted(&missing.query, &missing.types, body)?;
+                        Some(stand_in(shared, needed))
+                    };
+                    let Some(statement) = server.ensure_prepared(statement, self.batch, to_server, instead) else {
                         return Ok(wait_for_quiet(to_server));
-                    }
+                    };
                     if statement.analysis.effects.has(LISTENING)
                         && let Some(fare) =
                             self.concerns_channels(statement.analysis.effects, &statement.query, server, to_server)
@@ -1090,6 +1105,28 @@ impl Session {
         }
     }
 
+    /// How many parameters a statement has, if a Bind for it has another number of values.
+    ///
+    /// PostgreSQL says so before it looks at the text again. A server that lacks the statement would say first what is wrong
+    /// with its text by now, where that is something: a table that is gone.
+    #[cold]
+    fn miscounted(&self, query: &[u8], types: &[u8], body: &[u8]) -> Option<u16> {
+        let declared = u16::from_be_bytes(*types.first_chunk::<2>()?);
+        let highest = sql::highest_parameter(query, true)?;
+        // What reads differently by the other way to read strings is left to the server.
+        let is_certain = sql::highest_parameter(query, false) == Some(highest);
+        let needed = highest.max(declared);
+        (is_certain && frontend::bind_count(body)? != needed).then_some(needed)
+    }
+
+    /// The same for a Bind of the unnamed statement, if the server's is another client's.
+    fn unnamed_miscounted(&self, body: &[u8], server: &ServerSide) -> Option<u16> {
+        let unnamed = self.unnamed.as_deref().filter(|unnamed| server.unnamed != Some(unnamed.id))?;
+        let text = unnamed.text.as_deref()?;
+        let query = frontend::query(text);
+        self.miscounted(query, text.get(query.len() + 1..)?, body)
+    }
+
     fn describe(
         &mut self,
         shared: &Interners,
@@ -1130,9 +1167,9 @@ impl Session {
                         let Some(statement) = self.current(shared, &name, statement, server) else {
                             return wait_for_quiet(to_server);
                         };
-                        if !server.ensure_prepared(&statement, self.batch, to_server) {
+                        let Some(statement) = server.ensure_prepared(statement, self.batch, to_server, |_| None) else {
                             return wait_for_quiet(to_server);
-                        }
+                        };
                         if begins {
                             self.keep(&input[cut.start..], server);
                         }
@@ -1278,19 +1315,27 @@ impl ServerSide {
         self.is_busy() && !self.in_copy_in()
     }
 
-    /// Puts a Parse in front if the server does not have the statement. False if that cannot be known yet.
-    fn ensure_prepared(&mut self, statement: &Arc<Statement>, batch: u32, to_server: &mut Outbound<'_>) -> bool {
+    /// Puts a Parse in front if the server does not have the statement: that of the one that is to be there `instead`, if
+    /// any. Gives the one that the server then has, or none if that cannot be known yet.
+    fn ensure_prepared(
+        &mut self,
+        statement: Arc<Statement>,
+        batch: u32,
+        to_server: &mut Outbound<'_>,
+        instead: impl FnOnce(&Statement) -> Option<Arc<Statement>>,
+    ) -> Option<Arc<Statement>> {
         match self.prepared.touch(statement.id, batch) {
-            Presence::Held => return true,
-            Presence::Undecided if self.will_settle() => return false,
+            Presence::Held => return Some(statement),
+            Presence::Undecided if self.will_settle() => return None,
             Presence::Undecided | Presence::Missing => {}
         }
+        let statement = instead(&statement).unwrap_or(statement);
         if !statement.reading.is_empty() && !self.pipeline.surely_accepts() && self.will_settle() {
-            return false;
+            return None;
         }
         self.make_room(batch, to_server);
-        self.prepare(statement, batch, Fate::Swallow, to_server);
-        true
+        self.prepare(&statement, batch, Fate::Swallow, to_server);
+        Some(statement)
     }
 
     /// Sees to it that there is a statement under the name that stands for those which are taken. What the client has run
@@ -1340,6 +1385,16 @@ impl ServerSide {
             self.pipeline.owed.pop_front();
         }
     }
+}
+
+/// A statement that does nothing and has so many parameters: one that a Bind with another number does not fit either, and
+/// that a server takes whatever has become of the tables, even in a failed transaction.
+#[cold]
+fn stand_in(shared: &Interners, parameters: u16) -> Arc<Statement> {
+    const TEXT: u32 = 25;
+    let mut types = parameters.to_be_bytes().to_vec();
+    types.extend(TEXT.to_be_bytes().repeat(usize::from(parameters)));
+    shared.statements.private(b"", &types, sql::analyse(b"", true))
 }
 
 /// What comes next can be judged only when everything before it is answered; the Flush makes the server do that.

@@ -14,7 +14,7 @@ pub mod trace;
 pub use channels::{Channel, channels};
 pub use classify::{Analysis, Command, Effects, analyse, analyse_beginning};
 pub use control::Control;
-pub use lexer::{Lexer, StrKind, Token};
+pub use lexer::{Lexer, StrKind, Token, highest_parameter};
 pub use names::{custom_name, custom_names};
 pub use reads::{Access, access};
 pub use reference::reference;

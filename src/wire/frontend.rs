@@ -61,17 +61,22 @@ pub fn bind(prefix: &[u8]) -> Result<Bind<'_>, FrameError> {
     Ok(Bind { portal, statement, names_len: prefix.len() - rest.len() })
 }
 
+/// How many parameter values the Bind has that begins with this, and what follows their number; none if it ends before.
+fn values(prefix: &[u8]) -> Option<(u16, &[u8])> {
+    let (formats, rest) = prefix.get(bind(prefix).ok()?.names_len..)?.split_first_chunk::<2>()?;
+    let rest = rest.get(2 * usize::from(u16::from_be_bytes(*formats))..)?;
+    let (count, rest) = rest.split_first_chunk::<2>()?;
+    Some((u16::from_be_bytes(*count), rest))
+}
+
+/// How many parameter values the Bind has that begins with this, nulls counted; none if it ends before it says so.
+pub fn bind_count(prefix: &[u8]) -> Option<u16> {
+    values(prefix).map(|(count, _)| count)
+}
+
 /// The parameter values of a whole Bind body, nulls left out, as far as it has the layout of one.
 pub fn bind_values(body: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut rest = bind(body).map_or(&[][..], |bind| &body[bind.names_len..]);
-    let count = |rest: &mut &[u8]| {
-        let (count, after) = rest.split_first_chunk::<2>()?;
-        *rest = after;
-        Some(usize::from(u16::from_be_bytes(*count)))
-    };
-    let formats = count(&mut rest).unwrap_or(0);
-    rest = rest.get(2 * formats..).unwrap_or_default();
-    let values = count(&mut rest).unwrap_or(0);
+    let (values, mut rest) = values(body).unwrap_or_default();
     let mut next = move || {
         let (len, after) = rest.split_first_chunk::<4>()?;
         let Ok(len) = usize::try_from(i32::from_be_bytes(*len)) else {
@@ -149,6 +154,7 @@ mod tests {
     fn the_values_of_a_bind_are_read_as_far_as_they_go() {
         let body = b"p\0s\0\0\x01\0\0\0\x03\0\0\0\x02ab\xff\xff\xff\xff\0\0\0\x01c\0\0";
         assert_eq!(bind_values(body).collect::<Vec<_>>(), [&b"ab"[..], b"", b"c"]);
+        assert_eq!((bind_count(body), bind_count(&body[..10]), bind_count(&body[..9])), (Some(3), Some(3), None));
         for cut in 0..body.len() {
             assert!(bind_values(&body[..cut]).count() <= 3);
         }
