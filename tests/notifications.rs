@@ -465,3 +465,27 @@ fn what_was_committed_before_a_first_listen_was_is_not_heard_and_what_was_behind
         assert_eq!(found, expected, "round {round}");
     }
 }
+
+#[test]
+fn a_transaction_that_begins_while_the_server_is_asked_changes_what_is_listened_to_as_any_other() {
+    let chaos = Chaos::start(shared().port());
+    let url = format!("postgres://127.0.0.1:{}/?sslmode=disable", chaos.port);
+    let ambassador = Ambassador::start(&[&url, "--pool-size", "1"]);
+    let mut client = login(ambassador.port, &database("notify_asked"));
+    client.query("listen first");
+    chaos.set(Way::ToClient, Rule { latency: Duration::from_millis(50), ..Rule::default() });
+    for (channel, change, heard) in [
+        ("before", "listen second; notify second, 'new'", &[("second", "new")][..]),
+        ("behind", "unlisten first; notify first, 'old'", &[]),
+    ] {
+        // It is answered at once, and then the server is asked what came of it.
+        client.query(&format!("listen {channel}"));
+        client.query("begin");
+        client.query("select 1");
+        client.query(change);
+        client.heard.clear();
+        client.query("commit");
+        let told: Vec<(&str, &str)> = client.heard.iter().map(|(c, p)| (c.as_str(), p.as_str())).collect();
+        assert_eq!(told, heard, "{change}\n{}", ambassador.log());
+    }
+}

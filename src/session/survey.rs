@@ -187,19 +187,19 @@ impl Session {
 
     /// Asks the server what was left on it. The answers are ours; when they are there, [`Session::parting`] knows more.
     pub fn ask(&mut self, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
-        if std::mem::take(&mut server.listens) {
-            // What it would tell of, the client hears from elsewhere.
+        if !server.dirty.is_none() {
+            // This answer is taken for all there is to know.
+            server.dirty = server.dirty.and(server.unanswered);
+        }
+        let topics = server.topics();
+        // What it would tell of, the client hears from elsewhere. But not before it was asked what it listens to by now.
+        if topics & CHANNELS == 0 && std::mem::take(&mut server.listens) {
             reply::query(to_server.edit(), "UNLISTEN *");
             server.pipeline.push(Owed::behind(Kind::Query { commits: false }));
             if server.unnamed.is_some() {
                 server.unnamed = Some(super::server_frames::NOBODY);
             }
         }
-        if !server.dirty.is_none() {
-            // This answer is taken for all there is to know.
-            server.dirty = server.dirty.and(server.unanswered);
-        }
-        let topics = server.topics();
         if topics == 0 {
             return;
         }
