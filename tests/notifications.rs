@@ -489,3 +489,31 @@ fn a_transaction_that_begins_while_the_server_is_asked_changes_what_is_listened_
         assert_eq!(told, heard, "{change}\n{}", ambassador.log());
     }
 }
+
+#[test]
+fn what_is_committed_and_chained_is_told_when_the_chain_ends() {
+    let (name, direct) = (database("notify_chained"), database("notify_chained_direct"));
+    for (round, chained) in [
+        &["rollback"][..],
+        &["listen other; select 1/0", "rollback"],
+        &["listen other", "rollback"],
+        &["notify here, 'lost'", "rollback"],
+        &["notify here, 'lost'", "select 1/0", "rollback"],
+        &["listen other; select 1/0", "commit"],
+        &["listen other", "notify other, 'kept'", "commit"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let ambassador = ambassador(2);
+        let [expected, found] = [(shared().port(), &direct), (ambassador.port, &name)].map(|(port, name)| {
+            let mut client = login(port, name);
+            for text in ["begin", "listen here", "notify here, 'kept'", "commit and chain"].iter().chain(chained) {
+                client.exchange(&query(text));
+            }
+            std::mem::take(&mut client.heard)
+        });
+        assert_eq!(found, expected, "round {round}: {chained:?}\n{}", ambassador.log());
+        assert!(found.contains(&("here".into(), "kept".into())), "round {round}");
+    }
+}

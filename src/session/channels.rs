@@ -86,6 +86,8 @@ impl Session {
     pub(super) fn must_catch_up(&mut self) -> bool {
         let Some(channels) = &mut self.channels else { return false };
         if std::mem::take(&mut channels.caught_up) {
+            // A transaction may follow at once (AND CHAIN), and its end is not the first.
+            channels.older = true;
             return false;
         }
         self.tx.is_open() && !channels.older && channels.listening.is_empty() && !channels.tentative.is_empty()

@@ -732,7 +732,9 @@ impl Session {
             if analysis.effects.has(Effects::LOOKING) {
                 self.hide_others(server, to_server);
             }
+            // Where there is no statement the Bind fails.
             if analysis.commits
+                && self.unnamed.is_some()
                 && let Some(fare) = self.commits_a_listen(server, to_server)
             {
                 return Ok(fare);
