@@ -185,7 +185,7 @@ impl<'a> Visitor<'a> {
         loop {
             self.fill(1).await?;
             if self.buf[0] == startup::TLS_HANDSHAKE && self.tls.is_none() && !asked_gss {
-                self.start_tls(true).await?;
+                Box::pin(self.start_tls(true)).await?;
                 continue;
             }
             self.fill(4).await?;
@@ -221,7 +221,7 @@ impl<'a> Visitor<'a> {
                         continue;
                     }
                     self.stream.write_all(b"S").await?;
-                    self.start_tls(false).await?;
+                    Box::pin(self.start_tls(false)).await?;
                 }
                 Hello::Gss if !asked_gss && self.tls.is_none() => {
                     asked_gss = true;

@@ -147,25 +147,21 @@ impl Context {
     }
 }
 
-/// Leads one connection to its session and serves that, in a task of its own: what a login needs is given back when it is
-/// over. `slot` is held during the login, `load` to the end.
-pub async fn serve(
+/// Leads one connection to its session and serves that. `slot` is held during the login, `load` to the end.
+pub fn serve(
     context: Arc<Context>,
     door: Arc<Door>,
     stream: Stream,
     peer: Option<SocketAddr>,
     slot: impl Send + 'static,
     load: impl Send + Unpin + 'static,
-) {
+) -> impl Future<Output = ()> + Send {
     context.counters.accepted.fetch_add(1, Ordering::Relaxed);
-    // Boxed, so that it is not moved when the task is made.
-    let opened = Box::pin(open(&context, &door, stream, peer, slot)).await;
-    let Some((relay, id)) = opened else { return };
-    tracing::debug!(client = id, peer = peer.map(tracing::field::display), "logged in");
-    tokio::spawn(Serving::new(relay, move |end| {
+    let opening = Box::pin(open(Arc::clone(&context), door, stream, peer, slot));
+    Serving::new(opening, move |id, end| {
         conclude_session(&context, id, end);
         drop(load);
-    }));
+    })
 }
 
 fn conclude_session(context: &Context, id: u64, end: End) {
@@ -185,17 +181,18 @@ fn conclude_session(context: &Context, id: u64, end: End) {
 }
 
 async fn open(
-    context: &Arc<Context>,
-    door: &Door,
+    context: Arc<Context>,
+    door: Arc<Door>,
     stream: Stream,
     peer: Option<SocketAddr>,
     slot: impl Send,
-) -> Option<(Relay, u64)> {
-    let login = tokio::time::timeout(context.login_timeout, login::login(context, door, stream, peer)).await;
+) -> Option<Relay> {
+    let context = &context;
+    let login = tokio::time::timeout(context.login_timeout, login::login(context, &door, stream, peer)).await;
     let mut login = match login {
         Ok(Ok(login)) => login,
         Ok(Err((stream, ended))) => {
-            conclude(context, stream, Vec::new(), ended, peer).await;
+            Box::pin(conclude(context, stream, Vec::new(), ended, peer)).await;
             return None;
         }
         // Silently: whoever is this slow does not listen either.
@@ -212,7 +209,7 @@ async fn open(
     }
     if context.closed.load(Ordering::Relaxed) {
         let report = Report::ours(crate::wire::SqlState::ADMIN_SHUTDOWN, "the pooler is shutting down");
-        conclude(context, Some(login.stream), login.unsent, report.into(), peer).await;
+        Box::pin(conclude(context, Some(login.stream), login.unsent, report.into(), peer)).await;
         return None;
     }
     let place = login.take_place()?;
@@ -227,11 +224,12 @@ async fn open(
                 access_log: context.access_log.clone(),
             };
             let id = opened.listed.entry.id;
+            tracing::debug!(client = id, peer = peer.map(tracing::field::display), "logged in");
             let places = (opened.listed, opened.member);
-            Some((Relay::new(login.stream, opened.session, places, upstream, login.input), id))
+            Some(Relay::new(login.stream, opened.session, places, upstream, login.input))
         }
         Err(ended) => {
-            conclude(context, Some(login.stream), login.unsent, ended, peer).await;
+            Box::pin(conclude(context, Some(login.stream), login.unsent, ended, peer)).await;
             None
         }
     }

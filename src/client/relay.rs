@@ -36,44 +36,84 @@ pub(super) const UNREAD_OUTPUT: usize = 64 * 1024;
 /// An answer of at most this size may wait for the end of the event loop's turn.
 const HOLD_BACK: usize = 4096;
 
-/// A client that is served to its end, which `conclude` is told. Written out as a future because there are many of them,
-/// and nearly all just wait: an `async fn` would have room for the relay once more in each state that moves it.
+/// One connection, from its login to its end. Written out as a future because there are many of them, and nearly all just
+/// wait: an `async fn` would have room for the relay once more in each state that moves it. What is needed for the login, or
+/// for a goodbye that takes a while, is an allocation of its own, and given back when that is over.
 pub(super) struct Serving<F> {
-    relay: Option<Relay>,
-    leaving: Option<Pin<Box<dyn Future<Output = End> + Send>>>,
-    /// Others know how to wake it.
-    reachable: bool,
+    stage: Stage,
     conclude: Option<F>,
 }
 
-impl<F: FnOnce(End)> Serving<F> {
-    pub(super) fn new(relay: Relay, conclude: F) -> Self {
-        Self { relay: Some(relay), leaving: None, reachable: false, conclude: Some(conclude) }
+enum Stage {
+    /// It logs in. No relay comes of it if it is not to be served.
+    Opening(Pin<Box<dyn Future<Output = Option<Relay>> + Send>>),
+    Relaying(Relay),
+    /// The client of this number hears the last of us.
+    Leaving(u64, Leaving),
+    Over,
+}
+
+impl<F: FnOnce(u64, End)> Serving<F> {
+    /// Serves what `opening` leads to. `conclude` is told the number of the client and how it ended.
+    pub(super) fn new(opening: Pin<Box<dyn Future<Output = Option<Relay>> + Send>>, conclude: F) -> Self {
+        Self { stage: Stage::Opening(opening), conclude: Some(conclude) }
+    }
+
+    fn ends(&mut self, id: u64, end: End) -> Poll<()> {
+        self.stage = Stage::Over;
+        if let Some(conclude) = self.conclude.take() {
+            conclude(id, end);
+        }
+        Poll::Ready(())
     }
 }
 
-impl<F: FnOnce(End) + Unpin> Future for Serving<F> {
+impl<F: FnOnce(u64, End) + Unpin> Future for Serving<F> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        if let Some(relay) = &mut this.relay {
-            if !this.reachable {
-                this.reachable = true;
-                relay.listed.entry.set_waker(cx.waker());
+        loop {
+            match &mut this.stage {
+                Stage::Relaying(relay) => {
+                    let stop = ready!(relay.poll_guarded(cx));
+                    let id = relay.listed.entry.id;
+                    let Stage::Relaying(relay) = std::mem::replace(&mut this.stage, Stage::Over) else { continue };
+                    match relay.leave(stop) {
+                        Farewell::Said(end) => return this.ends(id, end),
+                        Farewell::ToSay(leaving) => this.stage = Stage::Leaving(id, leaving),
+                    }
+                }
+                Stage::Opening(opening) => match ready!(opening.as_mut().poll(cx)) {
+                    Some(relay) => {
+                        // Others know how to wake it from now on.
+                        relay.listed.entry.set_waker(cx.waker());
+                        this.stage = Stage::Relaying(relay);
+                    }
+                    None => {
+                        this.stage = Stage::Over;
+                        return Poll::Ready(());
+                    }
+                },
+                Stage::Leaving(id, leaving) => {
+                    let (id, end) = (*id, ready!(leaving.as_mut().poll(cx)));
+                    return this.ends(id, end);
+                }
+                Stage::Over => return Poll::Ready(()),
             }
-            let stop = ready!(relay.poll_guarded(cx));
-            this.leaving = this.relay.take().map(|relay| Box::pin(relay.leave(stop)) as _);
         }
-        if let Some(leaving) = &mut this.leaving {
-            let end = ready!(leaving.as_mut().poll(cx));
-            this.leaving = None;
-            if let Some(conclude) = this.conclude.take() {
-                conclude(end);
-            }
-        }
-        Poll::Ready(())
     }
+}
+
+/// A client that leaves, and does not hold its relay any more.
+type Leaving = Pin<Box<dyn Future<Output = End> + Send>>;
+
+/// What is left to do for a client that leaves.
+enum Farewell {
+    /// Nothing.
+    Said(End),
+    /// Something is to be sent, as far as it takes it within a moment.
+    ToSay(Leaving),
 }
 
 /// What a relay needs besides its client.
@@ -1380,8 +1420,8 @@ impl Relay {
 
     // --------------------------------------------------------------------------------------------------- the end
 
-    /// Ends the connection: tells the client if it is to be told, and sees to the server.
-    async fn leave(mut self, stop: Stop) -> End {
+    /// Ends the connection, and sees to the server. Gives what the client is to be told.
+    fn leave(mut self, stop: Stop) -> Farewell {
         let now = Instant::now();
         if self.access.as_ref().is_some_and(|access| access.is_under_way()) {
             let error = match &stop {
@@ -1414,43 +1454,42 @@ impl Relay {
                 }
                 let mid_frame = lease.side.is_mid_frame();
                 let left = matches!(stop, Stop::Client(End::Left));
-                let mode = self.session.mode();
                 self.listed.entry.detach();
+                let mode = self.session.mode();
                 cleanup::after_client(lease, self.session, mode, left, &self.upstream.limits, now);
                 mid_frame
             }
         };
-        match stop {
+        let mut last = std::mem::take(&mut self.output);
+        let end = match stop {
             // What was answered before a goodbye, or before a frame that is none, is still the client's.
-            Stop::Client(end @ (End::Left | End::Protocol(_))) => {
-                let last = std::mem::take(&mut self.output);
-                let _ = tokio::time::timeout(self.upstream.limits.last_word, self.stream.write_all(&last)).await;
-                end
-            }
-            Stop::Client(end) => end,
-            Stop::Told(report) => {
-                let last = std::mem::take(&mut self.output);
-                let _ = tokio::time::timeout(self.upstream.limits.last_word, self.stream.write_all(&last)).await;
-                End::Ended(report)
-            }
+            Stop::Client(end @ (End::Left | End::Protocol(_))) => end,
+            Stop::Client(end) => return Farewell::Said(end),
+            Stop::Told(report) => End::Ended(report),
             Stop::Panicked => {
-                let report = Report::ours(SqlState::INTERNAL_ERROR, "internal error").fatal();
-                let mut last = Vec::new();
-                report.write(&mut last);
-                let _ = tokio::time::timeout(self.upstream.limits.last_word, self.stream.write_all(&last)).await;
+                last.clear();
+                Report::ours(SqlState::INTERNAL_ERROR, "internal error").fatal().write(&mut last);
                 End::Panicked
             }
             Stop::Fatal(report) => {
                 let report = report.fatal();
-                if !mid_frame {
-                    let mut last = std::mem::take(&mut self.output);
-                    report.write(&mut last);
-                    // Whoever does not take it within a moment does not get it.
-                    let _ = tokio::time::timeout(self.upstream.limits.last_word, self.stream.write_all(&last)).await;
+                if mid_frame {
+                    return Farewell::Said(End::Ended(report));
                 }
+                report.write(&mut last);
                 End::Ended(report)
             }
+        };
+        if last.is_empty() && self.stream.tls().is_none() {
+            return Farewell::Said(end);
         }
+        // It has its place among all clients to its end.
+        let (mut stream, places, limit) = (self.stream, (self.listed, self._member), self.upstream.limits.last_word);
+        Farewell::ToSay(Box::pin(async move {
+            let _ = tokio::time::timeout(limit, stream.write_all(&last)).await;
+            drop(places);
+            end
+        }))
     }
 }
 
