@@ -11,16 +11,19 @@ mod rivals;
 mod run;
 mod statements;
 
-use crate::support::{Ambassador, Client, cluster};
+use crate::support::{Ambassador, Chaos, Client, Rule, Way as Direction, cluster};
 use coverage::Coverage;
 use generate::Session;
 use pg_ambassador::demo::cluster::{Cluster, Options};
 use run::{Outcome, Way, left_behind, play};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Sessions that run at the same time.
 const AT_ONCE: usize = 12;
+/// How late what a slow server says arrives.
+const LATENCY: Duration = Duration::from_millis(2);
 /// So many sessions say everything there is to say.
 const COMPLETE: u64 = 300;
 
@@ -61,14 +64,20 @@ fn random_sessions_cannot_tell_the_ambassador_from_the_server() {
     let (sessions, first) = (number("DIFFERENTIAL_SESSIONS", 400), number("DIFFERENTIAL_SEED", 1));
     let enough = number("DIFFERENTIAL_ENOUGH", 5);
     let server = server();
+    // What one of them asks its servers is answered late: what comes next meets questions that are under way.
+    let slow: Vec<Chaos> = server.nodes.iter().map(|node| Chaos::start(node.port)).collect();
+    slow.iter().for_each(|way| way.set(Direction::ToClient, Rule { latency: LATENCY, ..Rule::default() }));
     // Few servers, so that sessions have to share them.
-    let ambassadors: Vec<Ambassador> = (1..=4)
-        .map(|size| {
-            let (size, workers) = (size.to_string(), if size % 2 == 0 { "2" } else { "1" });
+    let ambassadors: Vec<Ambassador> = (1..=5)
+        .map(|number| {
+            let is_slow = number == 5;
+            let (size, workers) = (if is_slow { 2 } else { number }, if number % 2 == 0 { "2" } else { "1" });
+            let size = size.to_string();
             // The question of paranoid mode drops the unnamed statement each time: one of them does without.
-            let paranoid = if size == "2" { "paranoid=false" } else { "paranoid=true" };
+            let paranoid = if number == 2 { "paranoid=false" } else { "paranoid=true" };
             let args = ["--pool-size", &size, "--workers", workers, "-s", "max_prepared_statements=6", "-s", paranoid];
-            let hosts: Vec<_> = server.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
+            let ports = server.nodes.iter().zip(&slow).map(|(node, slow)| if is_slow { slow.port } else { node.port });
+            let hosts: Vec<_> = ports.map(|port| format!("127.0.0.1:{port}")).collect();
             let url = format!("postgres://{}/?sslmode=disable", hosts.join(","));
             Ambassador::start(&[&[url.as_str()], &args[..]].concat())
         })
