@@ -517,3 +517,39 @@ fn what_is_committed_and_chained_is_told_when_the_chain_ends() {
         assert!(found.contains(&("here".into(), "kept".into())), "round {round}");
     }
 }
+
+#[test]
+fn an_unlisten_that_is_rolled_back_is_not_taken_for_an_earlier_one() {
+    let chaos = Chaos::start(shared().port());
+    let url = format!("postgres://127.0.0.1:{}/?sslmode=disable", chaos.port);
+    let ambassador = Ambassador::start(&[&url, "--pool-size", "1"]);
+    let mut client = login(ambassador.port, &database("notify_marks"));
+    client.query("listen one");
+    client.query("listen two");
+    chaos.set(Way::ToClient, Rule { latency: Duration::from_millis(50), ..Rule::default() });
+    // It is answered at once, and then the server is asked what came of it.
+    client.query("unlisten one");
+    client.query("begin");
+    client.query("select 1");
+    client.query("unlisten two");
+    client.query("rollback");
+    client.heard.clear();
+    client.query("notify two, 'still'");
+    assert_eq!(client.heard, [("two".into(), "still".into())], "{}", ambassador.log());
+}
+
+#[test]
+fn what_was_sent_between_a_chained_rollback_and_a_first_listen_is_not_heard() {
+    let name = database("notify_older");
+    let ambassador = ambassador(2);
+    let (mut client, mut other) = (login(ambassador.port, &name), login(ambassador.port, &name));
+    client.query("begin; listen here");
+    client.exchange(&query("select 1/0"));
+    // It is a rollback, and the transaction that follows has listened to nothing so far.
+    client.query("commit and chain");
+    client.query("listen here");
+    other.query("notify here, 'too early'");
+    client.query("commit");
+    client.query("notify here, 'heard'");
+    assert_eq!(client.heard, [("here".into(), "heard".into())], "{}", ambassador.log());
+}

@@ -47,6 +47,8 @@ pub(super) struct Channels {
     deaf: BTreeSet<Name>,
     /// UNLISTENs since the server was last asked.
     unlistened: Vec<Unlistened>,
+    /// The number of the first of them. No number is used twice: the server may still have the mark of an earlier one.
+    first: usize,
     /// What is not to be heard any more.
     dropped: Vec<Name>,
     /// The client has sent a notification, and may be its own listener.
@@ -86,11 +88,17 @@ impl Session {
     pub(super) fn must_catch_up(&mut self) -> bool {
         let Some(channels) = &mut self.channels else { return false };
         if std::mem::take(&mut channels.caught_up) {
-            // A transaction may follow at once (AND CHAIN), and its end is not the first.
-            channels.older = true;
             return false;
         }
         self.tx.is_open() && !channels.older && channels.listening.is_empty() && !channels.tentative.is_empty()
+    }
+
+    /// A transaction was committed. Another may follow at once (AND CHAIN), whose end is not the first that counts.
+    #[inline]
+    pub(super) fn has_committed(&mut self) {
+        if let Some(channels) = &mut self.channels {
+            channels.older = !channels.tentative.is_empty();
+        }
     }
 
     /// Whether something is listened to that may not have been committed.
@@ -210,8 +218,8 @@ impl Session {
     pub(super) fn send_marks(&mut self, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
         let count = std::mem::take(&mut self.marks);
         let Some(channels) = &self.channels else { return };
-        let first = channels.unlistened.len().saturating_sub(count);
-        for number in first..channels.unlistened.len() {
+        let end = channels.first + channels.unlistened.len();
+        for number in end - count.min(channels.unlistened.len())..end {
             let text = format!("LISTEN \"{}{number}\"", String::from_utf8_lossy(MARK));
             reply::query(to_server.edit(), &text);
             server.pipeline.push(Owed::behind(Kind::Query { commits: false }).with(Note::Mark(number)));
@@ -229,7 +237,8 @@ impl Session {
         let Some(channels) = &mut self.channels else { return };
         for owed in server.pipeline.owed.iter().skip(1).take_while(|owed| owed.fate == Fate::Behind) {
             if let Some(Note::Mark(number)) = owed.note.as_deref()
-                && let Some(unlistened) = channels.unlistened.get_mut(*number)
+                && let Some(at) = number.checked_sub(channels.first)
+                && let Some(unlistened) = channels.unlistened.get_mut(at)
             {
                 *unlistened = Unlistened::Nothing;
             }
@@ -296,7 +305,8 @@ impl Session {
         let mut committed: Vec<usize> =
             names.iter().filter(|name| is_mark(name)).filter_map(|name| number(name)).collect();
         committed.sort_unstable();
-        for unlistened in committed.into_iter().filter_map(|at| channels.unlistened.get(at)) {
+        let unlistened = committed.into_iter().filter_map(|number| number.checked_sub(channels.first));
+        for unlistened in unlistened.filter_map(|at| channels.unlistened.get(at)) {
             match unlistened {
                 Unlistened::Nothing => {}
                 Unlistened::One(name) => {
@@ -311,6 +321,7 @@ impl Session {
                 }
             }
         }
+        channels.first += channels.unlistened.len();
         channels.unlistened.clear();
         for name in names.iter().filter(|name| !is_mark(name)) {
             let name: Name = name.as_bytes().into();

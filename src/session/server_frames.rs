@@ -166,6 +166,9 @@ impl Session {
                 if let Some(outcome) = self.outcome.as_mut().filter(|_| pass) {
                     outcome.rows += backend::rows_of_tag(tag);
                 }
+                if pass && tag == b"COMMIT" {
+                    self.has_committed();
+                }
                 self.command_complete(tag, server);
             }
             BackendTag::DataRow if !pass => {
