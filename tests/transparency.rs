@@ -1069,3 +1069,62 @@ fn a_bind_with_the_wrong_number_of_values_is_told_so_whatever_has_become_of_its_
         second.query("rollback");
     }
 }
+
+#[test]
+fn a_statement_that_is_not_planned_has_the_parameters_that_were_declared_for_it() {
+    let (name, direct) = (database("unplanned"), database("unplanned_direct"));
+    let pooled = ambassador(2);
+    let mut direct = login(shared().port(), &direct, &[]);
+    let mut through = login(pooled.port, &name, &[]);
+    let [mut first, mut second] = [0; 2].map(|_| login(pooled.port, &name, &[]));
+    for (at, text) in [
+        "create function f(int) returns int language sql return $1 + 1",
+        "prepare p (int) as select $1 * 2",
+        "drop function f(int)",
+        "copy (select $1) to stdout",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for name in [&format!("s{at}"), ""] {
+            let mut both = |messages: &[Vec<u8>]| {
+                let [expected, found] = [&mut direct, &mut through].map(|client| client.exchange(&messages.concat()));
+                let [expected, found] =
+                    [expected, found].map(|a| a.into_iter().map(Message::without_oids).collect::<Vec<_>>());
+                assert_eq!(found, expected, "{text} as {name:?}\n{}", pooled.log());
+            };
+            first.query("begin; select 1");
+            both(&[parse(name, text), sync()]);
+            // The server that has it goes to another client, and one that has not is free.
+            second.query("begin; select 1");
+            first.query("rollback");
+            both(&[bind("", name, &[]), sync()]);
+            both(&[bind("", name, &[Some("1")]), sync()]);
+            second.query("rollback");
+        }
+    }
+}
+
+#[test]
+fn a_failed_transaction_describes_and_closes_what_returns_nothing_on_any_server() {
+    let (name, direct) = (database("described_failed"), database("described_failed_direct"));
+    let pooled = ambassador(2);
+    let mut direct = login(shared().port(), &direct, &[]);
+    let mut through = login(pooled.port, &name, &[]);
+    let [mut first, mut second] = [0; 2].map(|_| login(pooled.port, &name, &[]));
+    let mut both = |messages: &[Vec<u8>]| {
+        let [expected, found] = [&mut direct, &mut through].map(|client| client.exchange(&messages.concat()));
+        assert_eq!(found, expected, "{}", pooled.log());
+        expected
+    };
+    first.query("begin; select 1");
+    both(&[parse("s", "close h"), sync()]);
+    second.query("begin; select 1");
+    first.query("rollback");
+    both(&[query("begin")]);
+    both(&[query("select 1/0")]);
+    both(&[describe(b'S', "s"), close(b'S', "s"), sync()]);
+    both(&[query("rollback")]);
+    let answer = both(&[parse("s", "select 1"), bind("", "s", &[]), execute("", 0), sync()]);
+    assert_eq!(answer[0].tag, b'1', "its name is free");
+}

@@ -44,6 +44,7 @@ pub(super) struct Serving<F> {
     conclude: Option<F>,
 }
 
+#[allow(clippy::large_enum_variant, reason = "nearly all of them are relays for nearly all of their time")]
 enum Stage {
     /// It logs in. No relay comes of it if it is not to be served.
     Opening(Pin<Box<dyn Future<Output = Option<Relay>> + Send>>),

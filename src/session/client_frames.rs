@@ -5,6 +5,7 @@ use super::lending::{EVERY, REFERRING};
 use super::pipeline::{Copy, Fate, Kind, Note, Owed};
 use super::prepared::{Lookup, Own, PREFIX, Presence, Statement};
 use super::reading;
+use super::settings::Settings;
 use super::{
     Body, End, Interners, Next, Orphan, Outbound, ServerSide, Session, Taken, Unnamed, Violation, WHOLE_FRAME,
 };
@@ -680,8 +681,8 @@ impl Session {
 
     /// Whether the unnamed statement depends on the answer to a message in an earlier batch, which may yet fail.
     fn unnamed_is_undecided(&self, server: &ServerSide) -> bool {
-        let (pending, batch) = self.unnamed_pending;
-        (pending > 0 && batch != self.batch) || server.unnamed_pending.is_some_and(|batch| batch != self.batch)
+        let undecided = |(pending, batch): (u32, u32)| pending > 0 && batch != self.batch;
+        undecided(self.unnamed_pending) || undecided(server.unnamed_pending)
     }
 
     fn bind(
@@ -718,10 +719,10 @@ impl Session {
                 return Ok(fare);
             }
             if let Some(needed) = self.unnamed_miscounted(body, server) {
-                let stand_in = stand_in(shared, needed);
-                server.unnamed = Some(stand_in.id);
-                server.unnamed_pending = Some(self.batch);
-                reply::parse(to_server.edit(), b"", b"", &stand_in.types);
+                // Nobody's: whoever binds the unnamed statement next brings its own.
+                server.unnamed = Some(super::server_frames::NOBODY);
+                server.unnamed_pending = (server.unnamed_pending.0 + 1, self.batch);
+                reply::parse(to_server.edit(), b"", b"", &texts(needed));
                 server.pipeline.push(Owed::swallow(Kind::Parse).with(Note::UnnamedMade));
                 server.pipeline.push(Owed::forward(Kind::Bind));
                 to_server.pass(cut.range());
@@ -770,9 +771,10 @@ impl Session {
                     let Some(statement) = self.current(shared, &name, statement, server) else {
                         return Ok(wait_for_quiet(to_server));
                     };
+                    let settings = &self.settings;
                     let instead = |missing: &Statement| {
-                        let needed = self.miscounted(&missing.query, &missing.types, body)?;
-                        Some(stand_in(shared, needed))
+                        let needed = Self::miscounted(&missing.query, &missing.types, body)?;
+                        Some(stand_in(shared, &texts(needed), settings))
                     };
                     let Some(statement) = server.ensure_prepared(statement, self.batch, to_server, instead) else {
                         return Ok(wait_for_quiet(to_server));
@@ -1084,7 +1086,7 @@ impl Session {
             return;
         }
         server.unnamed = mine.map(|u| u.id);
-        server.unnamed_pending = Some(self.batch);
+        server.unnamed_pending = (server.unnamed_pending.0 + 1, self.batch);
         match mine.and_then(|u| u.text.as_deref()) {
             Some(text) => {
                 let can = server.can_read_as_then();
@@ -1112,13 +1114,10 @@ impl Session {
     /// PostgreSQL says so before it looks at the text again. A server that lacks the statement would say first what is wrong
     /// with its text by now, where that is something: a table that is gone.
     #[cold]
-    fn miscounted(&self, query: &[u8], types: &[u8], body: &[u8]) -> Option<u16> {
+    fn miscounted(query: &[u8], types: &[u8], body: &[u8]) -> Option<u16> {
         let declared = u16::from_be_bytes(*types.first_chunk::<2>()?);
-        let highest = sql::highest_parameter(query, true)?;
-        // What reads differently by the other way to read strings is left to the server.
-        let is_certain = sql::highest_parameter(query, false) == Some(highest);
-        let needed = highest.max(declared);
-        (is_certain && frontend::bind_count(body)? != needed).then_some(needed)
+        let needed = sql::prepared::parameters(query, declared)?;
+        (frontend::bind_count(body)? != needed).then_some(needed)
     }
 
     /// The same for a Bind of the unnamed statement, if the server's is another client's.
@@ -1126,7 +1125,7 @@ impl Session {
         let unnamed = self.unnamed.as_deref().filter(|unnamed| server.unnamed != Some(unnamed.id))?;
         let text = unnamed.text.as_deref()?;
         let query = frontend::query(text);
-        self.miscounted(query, text.get(query.len() + 1..)?, body)
+        Self::miscounted(query, text.get(query.len() + 1..)?, body)
     }
 
     fn describe(
@@ -1169,7 +1168,13 @@ impl Session {
                         let Some(statement) = self.current(shared, &name, statement, server) else {
                             return wait_for_quiet(to_server);
                         };
-                        let Some(statement) = server.ensure_prepared(statement, self.batch, to_server, |_| None) else {
+                        // A failed transaction takes no text any more, but describes a statement that returns nothing.
+                        let (refuses, settings) = (server.pipeline.surely_refuses(), &self.settings);
+                        let instead = |missing: &Statement| {
+                            let is_bare = refuses && sql::prepared::is_bare(&missing.query);
+                            is_bare.then(|| stand_in(shared, &missing.types, settings))
+                        };
+                        let Some(statement) = server.ensure_prepared(statement, self.batch, to_server, instead) else {
                             return wait_for_quiet(to_server);
                         };
                         if begins {
@@ -1321,17 +1326,23 @@ impl ServerSide {
     /// any. Gives the one that the server then has, or none if that cannot be known yet.
     fn ensure_prepared(
         &mut self,
-        statement: Arc<Statement>,
+        mut statement: Arc<Statement>,
         batch: u32,
         to_server: &mut Outbound<'_>,
         instead: impl FnOnce(&Statement) -> Option<Arc<Statement>>,
     ) -> Option<Arc<Statement>> {
-        match self.prepared.touch(statement.id, batch) {
+        let mut presence = self.prepared.touch(statement.id, batch);
+        if presence != Presence::Held
+            && let Some(other) = instead(&statement)
+        {
+            presence = self.prepared.touch(other.id, batch);
+            statement = other;
+        }
+        match presence {
             Presence::Held => return Some(statement),
             Presence::Undecided if self.will_settle() => return None,
             Presence::Undecided | Presence::Missing => {}
         }
-        let statement = instead(&statement).unwrap_or(statement);
         if !statement.reading.is_empty() && !self.pipeline.surely_accepts() && self.will_settle() {
             return None;
         }
@@ -1389,14 +1400,19 @@ impl ServerSide {
     }
 }
 
-/// A statement that does nothing and has so many parameters: one that a Bind with another number does not fit either, and
-/// that a server takes whatever has become of the tables, even in a failed transaction.
+/// A statement that does nothing and has parameters of these types: one that may stand in for another where all that counts
+/// are its parameters, and that a server takes whatever has become of the tables, even in a failed transaction.
 #[cold]
-fn stand_in(shared: &Interners, parameters: u16) -> Arc<Statement> {
+fn stand_in(shared: &Interners, types: &[u8], settings: &Settings) -> Arc<Statement> {
+    shared.statements.intern(b"", types, settings, || sql::analyse(b"", true))
+}
+
+/// So many parameters of type text, as they stand in a Parse.
+fn texts(count: u16) -> Vec<u8> {
     const TEXT: u32 = 25;
-    let mut types = parameters.to_be_bytes().to_vec();
-    types.extend(TEXT.to_be_bytes().repeat(usize::from(parameters)));
-    shared.statements.private(b"", &types, sql::analyse(b"", true))
+    let mut types = count.to_be_bytes().to_vec();
+    types.extend(TEXT.to_be_bytes().repeat(usize::from(count)));
+    types
 }
 
 /// What comes next can be judged only when everything before it is answered; the Flush makes the server do that.

@@ -236,8 +236,8 @@ pub struct ServerSide {
     prepared: ServerPrepared,
     /// Which client's unnamed statement it holds.
     unnamed: Option<u64>,
-    /// The batch of a message of ours that is on its way to make it so.
-    unnamed_pending: Option<u32>,
+    /// How many messages of ours are on their way to make it so, and the batch of the last.
+    unnamed_pending: (u32, u32),
     /// Memory for what is kept of the next unnamed statement: who uses no names says so each time.
     spare: Option<(Box<pipeline::Note>, Box<Unnamed>)>,
     /// What the current client may have left behind since the server was asked.
@@ -507,7 +507,7 @@ impl ServerSide {
             params,
             prepared: ServerPrepared::default(),
             unnamed: None,
-            unnamed_pending: None,
+            unnamed_pending: (0, 0),
             spare: None,
             dirty: Effects::NONE,
             asked: Effects::NONE,

@@ -189,6 +189,13 @@ impl Pipeline {
         self.tx != TxStatus::Failed && !self.owed.iter().any(ends)
     }
 
+    /// Whether a message that is sent now meets a failed transaction.
+    pub(super) fn surely_refuses(&self) -> bool {
+        let ends =
+            |owed: &Owed| matches!(owed.kind, Kind::Sync | Kind::Query { .. } | Kind::Function | Kind::Execute { .. });
+        self.tx == TxStatus::Failed && !self.owed.iter().any(ends)
+    }
+
     #[inline]
     pub(super) fn push(&mut self, owed: Owed) {
         match owed.kind {

@@ -247,7 +247,7 @@ impl Session {
                 }
             }
             Note::Unnamed { .. } => self.unnamed_pending.0 = self.unnamed_pending.0.saturating_sub(1),
-            Note::UnnamedMade => server.unnamed_pending = None,
+            Note::UnnamedMade => server.unnamed_pending.0 = server.unnamed_pending.0.saturating_sub(1),
             Note::Dropped { statement, sent } => server.prepared.settle(statement.id, sent, true),
             Note::Closed { name } => self.prepared.confirm(&name),
             Note::Reply(bytes) => to_client.edit().extend(bytes),
@@ -290,7 +290,7 @@ impl Session {
             }
             // The server still has whatever it had before, and we do not know whose that was.
             Note::UnnamedMade => {
-                server.unnamed_pending = None;
+                server.unnamed_pending.0 = server.unnamed_pending.0.saturating_sub(1);
                 let later = server.pipeline.owed.iter_mut().find_map(|owed| match owed.note.as_deref_mut() {
                     Some(Note::Unnamed { server, .. }) => Some(server),
                     _ => None,

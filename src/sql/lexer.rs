@@ -397,24 +397,6 @@ impl<'a> Lexer<'a> {
     }
 }
 
-/// The highest number of a parameter in a text; none if it is none that PostgreSQL takes, or the text cannot be read.
-pub fn highest_parameter(text: &[u8], standard_strings: bool) -> Option<u16> {
-    let mut lexer = Lexer::new(text, standard_strings);
-    let mut highest = 0;
-    loop {
-        match lexer.next_token() {
-            Token::End => return Some(highest),
-            Token::Broken => return None,
-            Token::Param => {
-                let read = &text[..lexer.offset()];
-                let digits = read.rsplit(|byte| *byte == b'$').next()?;
-                highest = highest.max(std::str::from_utf8(digits).ok()?.parse().ok()?);
-            }
-            _ => {}
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -437,17 +419,6 @@ mod tests {
             _ => None,
         });
         words.collect()
-    }
-
-    #[test]
-    fn the_highest_parameter_is_one_that_postgresql_would_see() {
-        let highest = |text: &str| highest_parameter(text.as_bytes(), true);
-        assert_eq!(highest("select 1"), Some(0));
-        assert_eq!(highest("select $2, $10+$1 -- $11"), Some(10));
-        assert_eq!(highest("select $1::text || '$7' || $x$ $8 $x$ || \"$9\" || a$6"), Some(1));
-        assert_eq!(highest("select $65535"), Some(65_535));
-        assert_eq!(highest("select $65536"), None);
-        assert_eq!(highest("select $1, 'open"), None);
     }
 
     #[test]
