@@ -604,11 +604,14 @@ impl Relay {
         } else {
             Parting::Stay
         };
-        if self.wanted_back && parting == Parting::Stay && !lease.side.tx().is_open() {
-            self.wanted_back = false;
-            if lease.output.is_empty() && lease.side.yields() {
-                parting = Parting::Part;
-            }
+        // Until it goes: it is asked for but once.
+        if self.wanted_back
+            && parting == Parting::Stay
+            && !lease.side.tx().is_open()
+            && lease.output.is_empty()
+            && lease.side.yields()
+        {
+            parting = Parting::Part;
         }
         // What waits for these answers is for this very server. Given back, it would have the client's settings taken
         // away by the next one, and each time it comes back they would have to be answered first: for ever, among many.
@@ -762,6 +765,7 @@ impl Relay {
     #[inline]
     fn release(&mut self, now: Instant) {
         if let Server::Leased(mut lease) = std::mem::replace(&mut self.server, Server::None) {
+            self.wanted_back = false;
             if let Some(router) = &mut self.router {
                 router.ends(now);
                 if lease.side.take_defined() {
@@ -815,6 +819,7 @@ impl Relay {
 
     fn part_from_server(&mut self) -> Server {
         self.unpin();
+        self.wanted_back = false;
         let server = std::mem::replace(&mut self.server, Server::None);
         if let Some(router) = &mut self.router {
             router.ends(self.clock.now());
@@ -848,7 +853,8 @@ impl Relay {
             return Ok(());
         }
         // What could not follow it to another server is gone with this one: it must not go on as if it were not.
-        let state = !lease.side.pins().is_none() && !lease.side.pins().are_soft();
+        let kept = !lease.side.pins().is_none() && !lease.side.pins().are_soft();
+        let state = kept || lease.side.may_be_missed();
         let close = state || self.session.mode() == PoolMode::Session || self.upstream.limits.close_on_server_loss;
         let told = if close {
             ServerLoss::Broken

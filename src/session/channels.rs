@@ -285,6 +285,7 @@ impl Session {
     pub(super) fn unlistened_all(&mut self) {
         if let Some(channels) = &mut self.channels {
             channels.dropped.extend(std::mem::take(&mut channels.listening));
+            channels.dropped.extend(std::mem::take(&mut channels.tentative));
             channels.deaf.clear();
         }
     }

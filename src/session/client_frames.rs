@@ -1,6 +1,5 @@
 //! The client's frames: what each needs, what it leaves in the queue of owed replies, and how it goes on.
 
-use super::functions::ASKED;
 use super::lending::{EVERY, REFERRING};
 use super::pipeline::{Copy, Fate, Kind, Note, Owed};
 use super::prepared::{Lookup, Own, PREFIX, Presence, Statement};
@@ -874,9 +873,7 @@ impl Session {
         let calls = calls(frontend::query(text), self.standard_strings);
         let verdict = server.functions.judge(&calls);
         for name in verdict.missing {
-            if server.inquiries.len() < ASKED && !server.inquiries.contains(&name) {
-                server.inquiries.push(name);
-            }
+            server.inquire(name);
         }
         for name in verdict.settings {
             server.too_many_names |= !sql::custom_name(name.as_bytes(), &mut server.custom_names);
@@ -1255,6 +1252,7 @@ impl Session {
                 | Note::Asked
                 | Note::Mark(_)
                 | Note::Limit
+                | Note::Unlistened
                 | Note::Lent
                 | Note::Restoring
                 | Note::Restored

@@ -116,27 +116,42 @@ impl Functions {
     }
 
     /// The server was asked about these names when this was the version, and has answered: a name and a verdict for each
-    /// function. Gives names of settings that these may have set.
-    pub(super) fn learn(&self, version: u64, asked: Vec<Box<str>>, rows: &[Row]) -> Vec<Box<str>> {
-        let mut known = self.known();
-        if self.version() != version {
-            return Vec::new();
-        }
-        if known.len() + asked.len() > MOST {
-            known.clear();
-        }
-        let mut settings = Vec::new();
-        for name in asked {
+    /// function. Gives what they may have set, and what has to be asked before all of that is known.
+    pub(super) fn learn(&self, version: u64, asked: Vec<Box<str>>, rows: &[Row]) -> Learned {
+        let verdict_of = |name: &str| {
             // Who has no row does not exist.
             let mut all = Known::default();
             for (_, verdict) in rows.iter().filter(|(of, _)| **of == *name.as_bytes()) {
                 all.add(verdict);
             }
-            settings.extend(all.settings.iter().cloned());
-            known.insert(name, all);
+            all
+        };
+        let found: Vec<(Box<str>, Known)> = asked.into_iter().map(|name| (name.clone(), verdict_of(&name))).collect();
+        let mut settings: Vec<Box<str>> = found.iter().flat_map(|(_, known)| known.settings.iter().cloned()).collect();
+        let names: Vec<Box<str>> = found.iter().map(|(name, _)| name.clone()).collect();
+        let mut known = self.known();
+        if self.version() != version {
+            // Something was defined while the answer was on its way. What these may have set they may have set all the same.
+            return Learned { settings, missing: names };
         }
-        settings
+        if known.len() + found.len() > MOST {
+            known.clear();
+        }
+        known.extend(found);
+        drop(known);
+        let behind = self.judge(&Calls { names, unclear: false });
+        settings.extend(behind.settings);
+        Learned { settings, missing: behind.missing }
     }
+}
+
+/// What came of an answer about functions.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Learned {
+    /// Names of settings that they, and what they call, may have set.
+    pub(super) settings: Vec<Box<str>>,
+    /// Names of functions to ask about next.
+    pub(super) missing: Vec<Box<str>>,
 }
 
 impl Known {
@@ -199,10 +214,16 @@ mod tests {
         let row = |name: &str, verdict: &str| (name.as_bytes().into(), verdict.as_bytes().into());
         let rows = [row("outer", "bselect inner(1), absent(2)"), row("outer", "h")];
         let asked = || vec!["outer".into(), "absent".into()];
-        assert!(functions.learn(functions.version(), asked(), &rows).is_empty());
+        let learned = functions.learn(functions.version(), asked(), &rows);
+        assert_eq!(
+            learned,
+            Learned { settings: vec![], missing: vec!["inner".into()] },
+            "what it calls is asked for next"
+        );
         assert_eq!(functions.judge(&calls(&["outer"])).missing, [Box::from("inner")]);
         let rows = [row("inner", "bbegin perform set_config('my.x', outer(1), false); end")];
-        assert_eq!(functions.learn(functions.version(), vec![Box::from("inner")], &rows), [Box::from("my.x")]);
+        let learned = functions.learn(functions.version(), vec![Box::from("inner")], &rows);
+        assert!(learned.settings.contains(&"my.x".into()) && learned.missing.is_empty(), "{learned:?}");
         let verdict = functions.judge(&calls(&["outer"]));
         assert_eq!((verdict.effects, verdict.missing.len()), (Effects::SETTING, 0));
         assert_eq!(verdict.settings, [Box::from("my.x")]);
@@ -210,7 +231,9 @@ mod tests {
         // Another answer than that to the last question is out of date.
         let version = functions.version();
         functions.forget();
-        functions.learn(version, vec![Box::from("absent")], &[]);
+        let learned = functions.learn(version, vec![Box::from("absent"), Box::from("inner")], &rows);
+        let (settings, missing) = (vec!["my.x".into()], vec!["absent".into(), "inner".into()]);
+        assert_eq!(learned, Learned { settings, missing }, "what they have set is looked for all the same");
         assert_eq!(functions.judge(&calls(&["absent"])).effects, Effects::UNKNOWN);
     }
 }

@@ -62,15 +62,9 @@ impl Session {
 impl ServerSide {
     #[cold]
     fn ask_limit(&mut self, to_server: &mut Outbound<'_>) {
-        let out = to_server.edit();
-        reply::parse(out, b"", QUESTION.as_bytes(), &[0, 0]);
-        self.pipeline.push(Owed::behind(Kind::Parse));
-        reply::bind_text(out, b"", &[]);
-        self.pipeline.push(Owed::behind(Kind::Bind));
-        reply::execute(out);
-        self.pipeline.push(Owed::behind(Kind::Execute { commits: false }));
-        reply::sync(out);
-        self.pipeline.push(Owed::behind(Kind::Sync).with(Note::Limit));
+        // A simple query: a Sync would end what skips the client's message behind settings that were refused, see `replay`.
+        reply::query(to_server.edit(), QUESTION);
+        self.pipeline.push(Owed::behind(Kind::Query { commits: false }).with(Note::Limit));
         self.unnamed = Some(NOBODY);
         self.limit = Limit::Asked(None);
     }
@@ -83,7 +77,13 @@ impl ServerSide {
 
     /// A row that is not the client's. True if it was the answer.
     pub(super) fn limit_row(&mut self, body: &[u8]) -> bool {
+        // Settings that are replayed answer with rows as well.
+        let is_answer =
+            self.pipeline.owed.front().is_some_and(|owed| matches!(owed.note.as_deref(), Some(Note::Limit)));
         let Limit::Asked(found) = &mut self.limit else { return false };
+        if !is_answer {
+            return false;
+        }
         let row = backend::row(body).unwrap_or_default();
         let number = row.first().copied().flatten().and_then(|bytes| std::str::from_utf8(bytes).ok()?.parse().ok());
         *found = number.map(Duration::from_millis);
@@ -92,10 +92,17 @@ impl ServerSide {
 
     /// The server has answered.
     pub(super) fn limit_is_told(&mut self) {
-        // A server that cannot say it knows no such limit.
-        if let Limit::Asked(limit) = std::mem::replace(&mut self.limit, Limit::Told) {
+        if let Limit::Asked(limit) = self.limit {
+            self.limit = Limit::Told;
+            // A server that cannot say it knows no such limit.
             self.told_limit = Some(limit.unwrap_or_default());
         }
+    }
+
+    /// It could not: the next one may be asked.
+    #[cold]
+    pub(super) fn limit_is_not_told(&mut self) {
+        self.limit = Limit::Told;
     }
 
     /// How long a transaction may be idle there, if it was told since the last call.

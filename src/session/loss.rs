@@ -29,6 +29,8 @@ impl Session {
         self.not_restored(to_client);
         // What it was lent is gone with it.
         self.lending = None;
+        // And so is what its UNLISTENs were to be seen by.
+        self.marks = 0;
         // The client may be in one that has begun on the server only with what it was sent last.
         let was_open = server.pipeline.tx.is_open() || self.tx.is_open();
         let Pipeline { owed, batch_open, skipping, .. } = std::mem::replace(&mut server.pipeline, Pipeline::new());

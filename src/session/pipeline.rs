@@ -75,8 +75,10 @@ pub(super) enum Note {
     Asked,
     /// Makes a name of the client's known to the server, for a while: what is wrong with that, the client is told.
     Lent,
-    /// The end of a question about how long a transaction may be idle.
+    /// A question about how long a transaction may be idle.
     Limit,
+    /// The server is told to listen to nothing any more.
+    Unlistened,
     /// The first of our messages that restore what a session began with.
     Restoring,
     /// The last of them.

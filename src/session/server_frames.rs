@@ -253,7 +253,7 @@ impl Session {
             Note::Reply(bytes) => to_client.edit().extend(bytes),
             Note::OwnMade(own) => server.prepared.own |= own.bit(),
             Note::OwnGone(own) => server.prepared.own &= !own.bit(),
-            Note::Begun | Note::Mark(_) | Note::Lent | Note::Restoring | Note::Restored => {}
+            Note::Begun | Note::Mark(_) | Note::Lent | Note::Restoring | Note::Restored | Note::Unlistened => {}
             Note::Limit => server.limit_is_told(),
             Note::Asked => {
                 if let Some(findings) = &mut server.findings {
@@ -306,6 +306,7 @@ impl Session {
             | Note::Asked
             | Note::Mark(_)
             | Note::Limit
+            | Note::Unlistened
             | Note::Lent
             | Note::Restoring
             | Note::Restored => {}
@@ -329,6 +330,7 @@ impl Session {
             | Note::Asked
             | Note::Mark(_)
             | Note::Limit
+            | Note::Unlistened
             | Note::Lent
             | Note::Restoring
             | Note::Restored
@@ -343,6 +345,8 @@ impl Session {
                 server.prepared.clear();
                 self.prepared.clear();
                 if tag == b"DISCARD ALL" {
+                    // What was asked before it is not so any more.
+                    server.forget_channels();
                     self.unlistened_all();
                 }
             }
@@ -404,6 +408,11 @@ impl Session {
         self.parameters_told = false;
         let Some(front) = server.pipeline.owed.front() else { return Err(unexpected("error")) };
         if front.fate == Fate::Behind && matches!(front.kind, Kind::Query { .. }) {
+            match front.note.as_deref() {
+                Some(Note::Limit) => server.limit_is_not_told(),
+                Some(Note::Unlistened) => server.still_listens(),
+                _ => {}
+            }
             forward(cut, false, server, to_client);
             return Ok(());
         }

@@ -6,7 +6,7 @@
 //! the answer replaces what was believed. What can follow the client (settings, channels) becomes the client's; the rest
 //! pins the server. Clients that never do such a thing are never asked about.
 
-use super::functions;
+use super::functions::{self, ASKED};
 use super::pipeline::{Kind, Note, Owed};
 use super::prepared::Own;
 use super::{Interners, Outbound, Params, Pin, Pins, ServerSide, Session};
@@ -195,7 +195,7 @@ impl Session {
         // What it would tell of, the client hears from elsewhere. But not before it was asked what it listens to by now.
         if topics & CHANNELS == 0 && std::mem::take(&mut server.listens) {
             reply::query(to_server.edit(), "UNLISTEN *");
-            server.pipeline.push(Owed::behind(Kind::Query { commits: false }));
+            server.pipeline.push(Owed::behind(Kind::Query { commits: false }).with(Note::Unlistened));
             if server.unnamed.is_some() {
                 server.unnamed = Some(super::server_frames::NOBODY);
             }
@@ -223,11 +223,7 @@ impl Session {
             for name in &findings.names {
                 server.too_many_names |= !crate::sql::custom_name(name.as_bytes(), &mut server.custom_names);
             }
-            for name in findings.asked {
-                if !server.inquiries.contains(&name) {
-                    server.inquiries.push(name);
-                }
-            }
+            findings.asked.into_iter().for_each(|name| server.inquire(name));
             server.tries += 1;
             let gone = findings.failed == Some(SqlState::INVALID_STATEMENT_NAME);
             if gone {
@@ -271,8 +267,13 @@ impl Session {
         }
         if !findings.asked.is_empty() {
             // What they may have set could not be asked for by name before.
-            for name in server.functions.learn(findings.version, findings.asked, &findings.functions) {
+            let learned = server.functions.learn(findings.version, findings.asked, &findings.functions);
+            for name in learned.settings {
                 server.too_many_names |= !crate::sql::custom_name(name.as_bytes(), &mut server.custom_names);
+                server.dirty = server.dirty.and(Effects::SETTING);
+            }
+            for name in learned.missing {
+                server.inquire(name);
                 server.dirty = server.dirty.and(Effects::SETTING);
             }
         }
@@ -422,6 +423,36 @@ impl ServerSide {
     pub fn may_hold_state(&self) -> bool {
         let effects = self.dirty.and(self.asked).and(self.unanswered);
         !effects.is_none() || !self.pins.is_none() || self.listens
+    }
+
+    /// Whether its client does not know yet what it has left on it: the question about that is under way, or its answer was
+    /// not looked at.
+    pub fn may_be_missed(&self) -> bool {
+        !self.asked.is_none() || self.findings.is_some()
+    }
+
+    /// An answer about channels that was not looked at is out of date.
+    pub(super) fn forget_channels(&mut self) {
+        if let Some(findings) = &mut self.findings {
+            findings.topics &= !CHANNELS;
+        }
+        self.listens = false;
+    }
+
+    /// A function of this name is to be asked about.
+    pub(super) fn inquire(&mut self, name: Box<str>) {
+        if self.inquiries.len() < ASKED && !self.inquiries.contains(&name) {
+            self.inquiries.push(name);
+        }
+    }
+
+    /// It was told to listen to nothing any more, and has not done it.
+    #[cold]
+    pub(super) fn still_listens(&mut self) {
+        self.tries += 1;
+        // As long as it does it serves nobody else.
+        self.listens = self.tries < TRIES;
+        self.pins.set(Pin::Listen, !self.listens);
     }
 
     /// Whether no reset makes it what it was. A session that ever had temporary objects keeps their schema.

@@ -327,7 +327,8 @@ impl<'a> Lexer<'a> {
                     at += 1;
                 }
                 b if is(b, SPACE) => at += 1,
-                b'-' if newline && self.byte(at + 1) == b'-' => {
+                // In front of the line break, too: the comment ends with it (scan.l, `whitespace_with_newline`).
+                b'-' if self.byte(at + 1) == b'-' => {
                     let rest = &self.text[at..];
                     at += rest.iter().position(|&b| b == b'\n' || b == b'\r').unwrap_or(rest.len());
                 }
@@ -461,7 +462,9 @@ mod tests {
     fn a_string_goes_on_only_behind_a_line_break() {
         assert_eq!(tokens("'a' 'b'").len(), 3);
         assert_eq!(tokens("'a'\n  'b'"), [Token::Str(StrKind::Other, b""), Token::End]);
-        assert_eq!(tokens("'a' -- c\n 'b'").len(), 3, "a comment counts only behind the line break");
+        assert_eq!(tokens("'a' -- c\n 'b'"), [Token::Str(StrKind::Other, b""), Token::End]);
+        assert_eq!(tokens("'a' -- 'b'").len(), 2, "a comment in which the text ends");
+        assert_eq!(tokens("'a' /* c */\n 'b'").len(), 3, "one of the other kind");
         assert_eq!(tokens("'a'\n-- c\n 'b'"), [Token::Str(StrKind::Other, b""), Token::End]);
     }
 

@@ -1,6 +1,6 @@
 //! What PostgreSQL knows of a prepared statement, as far as its text alone says it.
 
-use super::lexer::{Lexer, Token};
+use super::lexer::{Lexer, Token, is_word};
 
 /// How many parameters a statement has for which types of `declared` were declared; none where the text does not say it.
 ///
@@ -66,6 +66,10 @@ fn highest_parameter(text: &[u8], standard_strings: bool) -> Option<u16> {
             Token::Param => {
                 let read = &text[..lexer.offset()];
                 let digits = read.rsplit(|byte| *byte == b'$').next()?;
+                // Before PostgreSQL 15 `1a$1` was a number and a name.
+                if read[..read.len() - digits.len() - 1].last().is_some_and(|byte| is_word(*byte)) {
+                    return None;
+                }
                 highest = highest.max(std::str::from_utf8(digits).ok()?.parse().ok()?);
             }
             Token::Word(_)

@@ -5,19 +5,20 @@ use pg_ambassador::wire::{BackendTag, FrontendTag, reply};
 
 const NAMES: &[&[u8]] = &[b"", b"", b"a", b"b", b"c"];
 const PORTALS: &[&[u8]] = &[b"", b"", b"", b"p"];
+/// Each Bind has one value: what is planned needs one.
 const TEXTS: &[&str] = &[
-    "select rows 1",
-    "select rows 2",
-    "select rows 3",
-    "update 1",
-    "update 2",
+    "select rows 1 $1",
+    "select rows 2 $1",
+    "select rows 3 $1",
+    "update 1 $1",
+    "update 2 $1",
     "",
     "fail",
     "break",
     "begin",
     "commit",
     "rollback",
-    "select notice",
+    "select notice $1",
     "copy out",
     "copy in",
 ];
