@@ -27,6 +27,7 @@ mod notifications;
 mod outdated_statements;
 mod pooling;
 mod prepared_without_a_server;
+mod questions;
 mod reads;
 mod route_command;
 mod routing;

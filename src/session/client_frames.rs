@@ -833,7 +833,8 @@ impl Session {
         self.counts.binds += 1;
         self.answered_batch = None;
         self.will_run(analysis.effects, text, server, to_server);
-        if analysis.effects.has(NAMING) {
+        // What it calls has been noted by now.
+        if analysis.effects.has(NAMING) || server.dirty.has(NAMING) {
             server.note_values(body);
         }
         if analysis.effects.has(Effects::RESET) {
@@ -878,7 +879,8 @@ impl Session {
         for name in verdict.settings {
             server.too_many_names |= !sql::custom_name(name.as_bytes(), &mut server.custom_names);
         }
-        if verdict.effects.has(Effects::UNKNOWN) {
+        // The caller may say which.
+        if verdict.effects.has(NAMING) {
             server.note_names(frontend::query(text), self.standard_strings);
         }
         server.soil(verdict.effects);

@@ -34,6 +34,8 @@ struct Known {
     calls: Vec<Box<str>>,
     /// Names of settings of the client's own making in their bodies.
     settings: Vec<Box<str>>,
+    /// There are more of them than are kept.
+    too_many: bool,
 }
 
 /// What some calls may leave behind.
@@ -92,6 +94,7 @@ impl Functions {
             verdict.effects = Effects::UNKNOWN;
         }
         let known = self.known();
+        let mut too_many = false;
         let mut seen: HashSet<&str> = HashSet::new();
         let mut due: Vec<&str> = calls.names.iter().map(|name| &**name).collect();
         while let Some(name) = due.pop() {
@@ -102,6 +105,7 @@ impl Functions {
                 Some(found) => {
                     verdict.effects = verdict.effects.and(found.effects);
                     verdict.settings.extend(found.settings.iter().cloned());
+                    too_many |= found.too_many;
                     due.extend(found.calls.iter().map(|name| &**name));
                 }
                 None => {
@@ -111,6 +115,11 @@ impl Functions {
                     }
                 }
             }
+        }
+        if !verdict.effects.has(Effects::SETTING.and(Effects::UNKNOWN)) {
+            verdict.settings.clear();
+        } else if too_many {
+            verdict.effects = verdict.effects.and(Effects::UNKNOWN);
         }
         verdict
     }
@@ -127,11 +136,11 @@ impl Functions {
             all
         };
         let found: Vec<(Box<str>, Known)> = asked.into_iter().map(|name| (name.clone(), verdict_of(&name))).collect();
-        let mut settings: Vec<Box<str>> = found.iter().flat_map(|(_, known)| known.settings.iter().cloned()).collect();
         let names: Vec<Box<str>> = found.iter().map(|(name, _)| name.clone()).collect();
         let mut known = self.known();
         if self.version() != version {
             // Something was defined while the answer was on its way. What these may have set they may have set all the same.
+            let settings = found.into_iter().flat_map(|(_, known)| known.settings).collect();
             return Learned { settings, missing: names };
         }
         if known.len() + found.len() > MOST {
@@ -140,8 +149,7 @@ impl Functions {
         known.extend(found);
         drop(known);
         let behind = self.judge(&Calls { names, unclear: false });
-        settings.extend(behind.settings);
-        Learned { settings, missing: behind.missing }
+        Learned { settings: behind.settings, missing: behind.missing }
     }
 }
 
@@ -165,11 +173,8 @@ impl Known {
                     self.effects = self.effects.and(Effects::UNKNOWN);
                 }
                 self.calls.extend(body.calls.names);
-                if body.effects.has(Effects::SETTING.and(Effects::UNKNOWN))
-                    && !crate::sql::custom_names(text, true, &mut self.settings)
-                {
-                    self.effects = self.effects.and(Effects::UNKNOWN);
-                }
+                // What it calls may set what it says.
+                self.too_many |= !crate::sql::custom_names(text, true, &mut self.settings);
             }
             _ => self.effects = self.effects.and(Effects::UNKNOWN),
         }
