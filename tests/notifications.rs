@@ -553,3 +553,26 @@ fn what_was_sent_between_a_chained_rollback_and_a_first_listen_is_not_heard() {
     client.query("notify here, 'heard'");
     assert_eq!(client.heard, [("here".into(), "heard".into())], "{}", ambassador.log());
 }
+
+#[test]
+fn what_was_unlistened_to_right_before_it_is_listened_to_again_is_heard() {
+    let chaos = Chaos::start(shared().port());
+    let url = format!("postgres://127.0.0.1:{}/?sslmode=disable", chaos.port);
+    let ambassador = Ambassador::start(&[&url, "--pool-size", "1"]);
+    let mut client = login(ambassador.port, &database("notify_again"));
+    client.query("listen here");
+    client.query("listen there");
+    chaos.set(Way::ToClient, Rule { latency: Duration::from_millis(50), ..Rule::default() });
+    // It is answered at once, and then the server is asked what came of it.
+    client.query("unlisten here");
+    client.query("begin");
+    client.query("select 1");
+    client.query("listen here");
+    client.query("notify here, 'again'");
+    client.heard.clear();
+    client.query("commit");
+    assert_eq!(client.heard, [("here".into(), "again".into())], "{}", ambassador.log());
+    client.heard.clear();
+    client.query("notify here, 'and again'");
+    assert_eq!(client.heard, [("here".into(), "and again".into())], "{}", ambassador.log());
+}
