@@ -49,11 +49,14 @@ impl Relay {
 
     /// The session wants channels to be listened to before it goes on.
     pub(super) fn hear(&mut self, cx: &Context<'_>) {
-        let (names, dropped) = (self.session.take_wanted_channels(), self.session.take_dropped_channels());
         // What it has stopped to listen to before: it may be about to begin again.
-        if let Some(hearing) = self.hearing.as_ref().filter(|_| !dropped.is_empty()) {
-            hearing.listener.unlisten(dropped);
+        if let Some(hearing) = &self.hearing {
+            let dropped = self.session.take_dropped_channels();
+            if !dropped.is_empty() {
+                hearing.listener.unlisten(dropped);
+            }
         }
+        let names = self.session.take_wanted_channels();
         let now = self.clock.now();
         let deadline = now + PATIENCE;
         let encoding = self.encoding();
