@@ -89,7 +89,13 @@ impl Relay {
         }
         let deadline = self.clock.now();
         // What the client does not listen to any more is known once the server has answered.
-        let asking = matches!(&self.server, Server::Leased(lease) if lease.side.is_asking());
+        let asking = match &self.server {
+            Server::Leased(lease) => {
+                let unread = lease.output.is_empty() && !lease.input.is_empty();
+                lease.side.is_asking() || (unread && lease.side.may_ask_for_channels())
+            }
+            Server::None | Server::Waiting(_) => false,
+        };
         if self.session.holds_ready() && !asking && hearing.waiting.is_none() {
             hearing.waiting = Some((hearing.listener.catch_up(deadline + CATCH_UP), Wait::Ready));
         }

@@ -13,7 +13,7 @@ use super::pipeline::{Fate, Kind, Note, Owed};
 use super::{Outbound, PoolMode, ServerSide, Session};
 use crate::sql::reads::{Plain, Run, Why};
 use crate::sql::{self, Effects};
-use crate::wire::{frontend, reply};
+use crate::wire::{TxStatus, frontend, reply};
 use std::collections::BTreeSet;
 
 /// The name of a channel, as `pg_listening_channels()` gives it.
@@ -49,6 +49,8 @@ pub(super) struct Channels {
     unlistened: Vec<Unlistened>,
     /// The number of the first of them. No number is used twice: the server may still have the mark of an earlier one.
     first: usize,
+    /// Of these the mark has failed, but the UNLISTEN before it has not.
+    unmarked: Vec<usize>,
     /// What is not to be heard any more.
     dropped: Vec<Name>,
     /// The client has sent a notification, and may be its own listener.
@@ -245,6 +247,22 @@ impl Session {
         }
     }
 
+    /// A mark has failed, cancelled with what it came behind: outside of a transaction block that has succeeded, or it would
+    /// have been voided.
+    #[cold]
+    pub(super) fn mark_failed(&mut self, number: usize, server: &ServerSide) {
+        if server.pipeline.tx == TxStatus::Idle
+            && let Some(channels) = &mut self.channels
+        {
+            channels.unmarked.push(number);
+        }
+    }
+
+    /// The number of the next UNLISTEN: a question that is asked now tells of those before it.
+    pub(super) fn next_mark(&self) -> usize {
+        self.channels.as_ref().map_or(0, |channels| channels.first + channels.unlistened.len())
+    }
+
     /// A notification of a statement of the client may come back to itself.
     pub(super) fn note_notify(&mut self) {
         if let Some(channels) = &mut self.channels {
@@ -290,8 +308,9 @@ impl Session {
         }
     }
 
-    /// The server listens to these channels. True if the client depends on the server for one of them.
-    pub(super) fn server_listens(&mut self, names: &[Box<str>]) -> bool {
+    /// The server listens to these channels, asked behind the UNLISTENs before number `asked`. True if the client depends on
+    /// the server for one of them.
+    pub(super) fn server_listens(&mut self, names: &[Box<str>], asked: usize) -> bool {
         let mut depends = false;
         let Some(channels) = &mut self.channels else {
             if names.is_empty() {
@@ -299,12 +318,12 @@ impl Session {
             }
             // Something has listened where nobody could see it.
             self.channels = Some(Box::default());
-            return self.server_listens(names);
+            return self.server_listens(names, asked);
         };
         let is_mark = |name: &str| name.as_bytes().starts_with(MARK);
         let number = |name: &str| name.get(MARK.len()..).and_then(|digits| digits.parse::<usize>().ok());
-        let mut committed: Vec<usize> =
-            names.iter().filter(|name| is_mark(name)).filter_map(|name| number(name)).collect();
+        let marked = names.iter().filter(|name| is_mark(name)).filter_map(|name| number(name));
+        let mut committed: Vec<usize> = marked.chain(std::mem::take(&mut channels.unmarked)).collect();
         committed.sort_unstable();
         let unlistened = committed.into_iter().filter_map(|number| number.checked_sub(channels.first));
         for unlistened in unlistened.filter_map(|at| channels.unlistened.get(at)) {
@@ -322,8 +341,9 @@ impl Session {
                 }
             }
         }
-        channels.first += channels.unlistened.len();
-        channels.unlistened.clear();
+        let told = asked.saturating_sub(channels.first).min(channels.unlistened.len());
+        channels.unlistened.drain(..told);
+        channels.first += told;
         for name in names.iter().filter(|name| !is_mark(name)) {
             let name: Name = name.as_bytes().into();
             if channels.tentative.remove(&name) || channels.dropped.contains(&name) {
@@ -339,5 +359,56 @@ impl Session {
         let rolled_back = std::mem::take(&mut channels.tentative);
         channels.dropped.extend(rolled_back);
         depends
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Interners, Params};
+    use super::*;
+    use crate::wire::{Report, SqlState};
+
+    const ANSWER: &[u8] = b"C\0\0\0\x0dUNLISTEN\0Z\0\0\0\x05I";
+
+    /// A client that listens to `a`, and has sent UNLISTEN to its server.
+    fn unlistening() -> (Interners, Session, ServerSide) {
+        let shared = Interners::default();
+        let settings = shared.settings.intern([("user", "u")]);
+        let mut session = Session::new(1, PoolMode::Transaction, settings.clone(), &Params::default());
+        let mut server = ServerSide::new(settings, Params::default(), 10);
+        let listening = BTreeSet::from([Name::from(*b"a")]);
+        session.channels = Some(Box::new(Channels { listening, ..Channels::default() }));
+        let (mut request, mut head, mut answer) = (Vec::new(), Vec::new(), Vec::new());
+        reply::query(&mut request, "unlisten a");
+        let mut out = Outbound::new(&request, &mut head);
+        session.on_client(&shared, &request, Some(&mut server), &mut out, &mut answer).unwrap();
+        (shared, session, server)
+    }
+
+    fn answers(session: &mut Session, server: &mut ServerSide, frames: &[u8]) {
+        let mut head = Vec::new();
+        session.on_server(frames, server, &mut Outbound::new(frames, &mut head)).unwrap();
+    }
+
+    #[test]
+    fn an_unlisten_whose_mark_was_cancelled_was_committed_all_the_same() {
+        let (_shared, mut session, mut server) = unlistening();
+        answers(&mut session, &mut server, ANSWER);
+        let mut cancelled = Vec::new();
+        Report::as_postgres(SqlState::QUERY_CANCELED, "canceling statement due to user request").write(&mut cancelled);
+        cancelled.extend(b"Z\0\0\0\x05I");
+        answers(&mut session, &mut server, &cancelled);
+        assert!(!server.is_busy());
+        session.server_listens(&[], session.next_mark());
+        assert_eq!(session.take_dropped_channels(), [Name::from(*b"a")]);
+    }
+
+    #[test]
+    fn an_answer_from_before_an_unlisten_says_nothing_of_it() {
+        let (_shared, mut session, mut server) = unlistening();
+        session.server_listens(&[], 0);
+        answers(&mut session, &mut server, ANSWER);
+        session.server_listens(&["ambassador:unlisten:0".into()], session.next_mark());
+        assert_eq!(session.take_dropped_channels(), [Name::from(*b"a")]);
     }
 }

@@ -61,6 +61,7 @@ impl Session {
         if server.user != self.id {
             server.user = self.id;
             server.sequences_of_another = true;
+            server.pipeline.failed = false;
         }
         self.ask_limit(server, to_server);
         if let Some(deferred) = self.deferred.take() {

@@ -411,6 +411,7 @@ impl Session {
             match front.note.as_deref() {
                 Some(Note::Limit) => server.limit_is_not_told(),
                 Some(Note::Unlistened) => server.still_listens(),
+                Some(&Note::Mark(number)) => self.mark_failed(number, server),
                 _ => {}
             }
             forward(cut, false, server, to_client);

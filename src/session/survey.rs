@@ -82,6 +82,8 @@ pub(super) struct Findings {
     user: Option<String>,
     pins: Pins,
     channels: Vec<Box<str>>,
+    /// The number of the first UNLISTEN that is not behind it.
+    next_mark: usize,
     /// Settings of the client's own making that were asked about.
     names: Vec<Box<str>>,
     /// Functions that were asked about, by which version of what was known, and what was said of them.
@@ -210,7 +212,8 @@ impl Session {
         server.asked = std::mem::replace(&mut server.dirty, Effects::NONE);
         let (asked, version) = (std::mem::take(&mut server.inquiries), server.functions.version());
         let (list, topics_text, functions) = (array(&names), topics.to_string(), array(&asked));
-        server.findings = Some(Box::new(Findings { topics, names, asked, version, ..Findings::default() }));
+        let next_mark = self.next_mark();
+        server.findings = Some(Box::new(Findings { topics, names, next_mark, asked, version, ..Findings::default() }));
         let values = [Some(list.as_bytes()), Some(topics_text.as_bytes()), Some(functions.as_bytes())];
         server.ask_own(Own::Ask, &values, Note::Asked, to_server);
     }
@@ -254,7 +257,7 @@ impl Session {
             self.sql_prepared = None;
         }
         if findings.topics & CHANNELS != 0 {
-            let depends = self.server_listens(&findings.channels);
+            let depends = self.server_listens(&findings.channels, findings.next_mark);
             server.pins.set(Pin::Listen, depends);
             server.listens = !depends && !findings.channels.is_empty();
         }
@@ -288,8 +291,8 @@ impl Session {
             return;
         }
         findings.topics &= !CHANNELS;
-        let names = std::mem::take(&mut findings.channels);
-        let depends = self.server_listens(&names);
+        let (names, asked) = (std::mem::take(&mut findings.channels), findings.next_mark);
+        let depends = self.server_listens(&names, asked);
         server.pins.set(Pin::Listen, depends);
         server.listens = !depends && !names.is_empty();
     }
@@ -471,6 +474,11 @@ impl ServerSide {
     #[inline]
     pub fn is_asking(&self) -> bool {
         self.findings.is_some()
+    }
+
+    /// Whether the server is free, and may be asked what its client listens to by now.
+    pub fn may_ask_for_channels(&self) -> bool {
+        self.is_free() && self.topics() & CHANNELS != 0
     }
 
     /// Runs one of our own statements behind what the client has asked for.
