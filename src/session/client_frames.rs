@@ -247,6 +247,7 @@ impl Session {
 
     /// A frame while the client holds a failed transaction whose server is gone.
     fn orphan(&mut self, shared: &Interners, input: &[u8], cut: Cut, to_client: &mut Vec<u8>) -> Fare {
+        self.analysed = None;
         match cut.tag {
             FrontendTag::Query => {
                 match End::of(&sql::analyse(frontend::query(cut.body(input)), self.standard_strings)) {
@@ -1273,6 +1274,7 @@ impl Session {
     pub fn refuse(&mut self, report: &Report, input: &[u8], to_client: &mut Vec<u8>) -> Result<usize, Violation> {
         report.write(to_client);
         self.analysed = None;
+        self.parameters_told = false;
         self.forget_deferred();
         if self.tx != TxStatus::Idle {
             self.orphan = Some(Orphan::default());

@@ -27,8 +27,10 @@ impl Session {
             to_client.append(&mut self.take_reported());
         }
         self.not_restored(to_client);
-        // What it was lent is gone with it.
+        // What it was lent is gone with it, and what was found in a text that waits is for the orphan to find.
         self.lending = None;
+        self.analysed = None;
+        self.parameters_told = false;
         // And so is what its UNLISTENs were to be seen by.
         self.marks = 0;
         // The client may be in one that has begun on the server only with what it was sent last.
