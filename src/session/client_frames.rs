@@ -102,6 +102,12 @@ impl Session {
             }
             let skipped = self.skipping || server.as_ref().is_some_and(|s| s.pipeline.skipping);
             let fare = if skipped && tag != FrontendTag::Sync && tag != FrontendTag::Terminate {
+                if self.waits_with_loans
+                    && tag == FrontendTag::Query
+                    && let Some(server) = &mut server
+                {
+                    self.ends_refused_query(server, to_server);
+                }
                 self.drop_rest(cut);
                 Fare::Done
             } else {
@@ -417,14 +423,16 @@ impl Session {
                     let text = frontend::query(cut.body(input));
                     let alone = analysis.statements == 1 && cut.is_whole();
                     let dropped = if alone { self.deallocate(text, server, to_server, to_client) } else { None };
-                    let runs = [Verb::Execute, Verb::Prepare];
-                    let fare = dropped.or_else(|| self.lend(shared, text, &runs, server, to_server));
+                    let alone = !server.pipeline.batch_open || self.waits_with_loans;
+                    let fare = dropped.or_else(|| self.lend_to_query(shared, text, server, to_server));
                     if let Some(fare) = fare {
                         if matches!(fare, Fare::Wait(_)) {
                             self.analysed = Some(analysis);
+                            self.waits_with_loans = alone && self.has_loans();
                         }
                         return Ok(fare);
                     }
+                    self.waits_with_loans = false;
                 }
                 self.will_run(analysis.effects, cut.body(input), server, to_server);
                 let mut owed = Owed::forward(Kind::Query { commits: analysis.commits });
@@ -1017,8 +1025,8 @@ impl Session {
         if server.will_settle() {
             return Some(wait_for_quiet(to_server));
         }
-        // A failed transaction refuses it.
-        if server.pipeline.tx == TxStatus::Failed {
+        // A failed transaction refuses it, and the end of a batch is for the server to make.
+        if server.pipeline.tx == TxStatus::Failed || server.pipeline.batch_open {
             return None;
         }
         // The server keeps it for others.
@@ -1216,6 +1224,9 @@ impl Session {
             } else {
                 match self.prepared.look_up(name, self.batch) {
                     Lookup::Known(..) => {
+                        if self.has_loans() {
+                            self.close_lent(name, server, to_server);
+                        }
                         // The server keeps it for others.
                         let name = self.prepared.begin(name, None, self.batch);
                         let mut answer = Vec::new();
@@ -1274,6 +1285,7 @@ impl Session {
     pub fn refuse(&mut self, report: &Report, input: &[u8], to_client: &mut Vec<u8>) -> Result<usize, Violation> {
         report.write(to_client);
         self.analysed = None;
+        self.waits_with_loans = false;
         self.parameters_told = false;
         self.forget_deferred();
         if self.tx != TxStatus::Idle {

@@ -2,7 +2,8 @@
 //!
 //! On the server that statement has another name, which others share. So for as long as such a text needs it, the server
 //! has it under the client's name as well: lent in front of the message, and given back behind the batch. What comes of the
-//! text is then for the server to say. Only a simple query that is nothing but a DEALLOCATE needs no loan: it is answered here.
+//! text is then for the server to say. Only a simple query that is nothing but a DEALLOCATE needs no loan where no batch is open: it
+//! is answered here.
 
 use super::client_frames::{Fare, wait_for_quiet};
 use super::pipeline::{Copy, Fate, Kind, Note, Owed};
@@ -11,6 +12,7 @@ use super::{Interners, Outbound, ServerSide, Session};
 use crate::sql::reference::{Reference, Verb, references};
 use crate::sql::{self, Effects};
 use crate::wire::{TxStatus, frontend, reply};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// All that a statement may do with a prepared one.
@@ -26,6 +28,8 @@ pub(super) struct Lending {
     lent: Vec<Lent>,
     /// Portals of statements that name others, and whom they name.
     portals: Vec<(Box<[u8]>, Reference)>,
+    /// What the DEALLOCATEs of the Query that is on its way drop, in their order; none stands for what is not ours.
+    deallocates: VecDeque<Option<Box<[u8]>>>,
 }
 
 #[derive(Debug)]
@@ -33,6 +37,14 @@ struct Lent {
     name: Box<[u8]>,
     /// A message on its way drops it.
     dropped: bool,
+    /// And another gives the name to a statement of the client's, which is not ours to close.
+    taken: bool,
+}
+
+impl Lent {
+    fn new(name: &[u8]) -> Self {
+        Self { name: name.into(), dropped: false, taken: false }
+    }
 }
 
 impl Session {
@@ -56,6 +68,115 @@ impl Session {
         None
     }
 
+    /// The same for a Query, all of whose loans go in front of it, whatever it drops itself in the middle.
+    #[cold]
+    pub(super) fn lend_to_query(
+        &mut self,
+        shared: &Interners,
+        text: &[u8],
+        server: &mut ServerSide,
+        to_server: &mut Outbound<'_>,
+    ) -> Option<Fare> {
+        // In a COPY the server takes nothing but data.
+        if server.pipeline.copy != Copy::None {
+            return None;
+        }
+        let references = references(frontend::query(text), self.standard_strings);
+        let drops = references.iter().any(|reference| reference.verb == Verb::Deallocate);
+        if drops && self.lending.as_ref().is_some_and(|lending| !lending.deallocates.is_empty()) && server.will_settle()
+        {
+            return Some(wait_for_quiet(to_server));
+        }
+        let (mut gone, mut all_gone) = (Vec::new(), false);
+        let mut deallocates = VecDeque::new();
+        for reference in &references {
+            if all_gone || gone.contains(&&reference.name) {
+                if reference.verb == Verb::Prepare {
+                    self.takes_name(&reference.name);
+                }
+                continue;
+            }
+            if let Some(fare) = self.lend_one(shared, reference, server, to_server) {
+                return Some(fare);
+            }
+            match reference.verb {
+                Verb::Deallocate => {
+                    let known = matches!(self.prepared.look_up(&reference.name, self.batch), Lookup::Known(..));
+                    deallocates.push_back(known.then(|| reference.name.clone()));
+                    gone.push(&reference.name);
+                }
+                Verb::Forget => all_gone = true,
+                Verb::Execute | Verb::Prepare => {}
+            }
+        }
+        if !deallocates.is_empty() {
+            self.lending.get_or_insert_default().deallocates = deallocates;
+        }
+        None
+    }
+
+    /// A statement of the client's own is about to get this name, which was lent and is dropped by then.
+    fn takes_name(&mut self, name: &[u8]) {
+        let lent = self.lending.iter_mut().flat_map(|lending| &mut lending.lent);
+        lent.filter(|lent| *lent.name == *name).for_each(|lent| lent.taken = true);
+    }
+
+    /// The client drops its statement by the protocol: what was lent under that name goes with it.
+    #[cold]
+    pub(super) fn close_lent(&mut self, name: &[u8], server: &mut ServerSide, to_server: &mut Outbound<'_>) {
+        let lent = self.lending.iter_mut().flat_map(|lending| &mut lending.lent);
+        for lent in lent.filter(|lent| !lent.dropped && *lent.name == *name) {
+            lent.dropped = true;
+            reply::close_statement(to_server.edit(), name);
+            server.pipeline.push(Owed::swallow(Kind::Close));
+        }
+    }
+
+    /// Everything was dropped that the server had prepared.
+    #[cold]
+    pub(super) fn all_lent_is_dropped(&mut self) {
+        let lent = self.lending.iter_mut().flat_map(|lending| &mut lending.lent);
+        lent.for_each(|lent| lent.dropped = true);
+    }
+
+    /// A Query has run a DEALLOCATE.
+    #[cold]
+    pub(super) fn has_deallocated(&mut self) {
+        let dropped = self.lending.as_mut().and_then(|lending| lending.deallocates.pop_front());
+        if let Some(name) = dropped.flatten() {
+            self.prepared.remove(&name);
+        }
+    }
+
+    /// A Query is over, and whatever it has not dropped stays.
+    #[cold]
+    pub(super) fn ends_deallocating(&mut self) {
+        if let Some(lending) = &mut self.lending {
+            lending.deallocates.clear();
+            if lending.lent.is_empty() && lending.portals.is_empty() {
+                self.lending = None;
+            }
+        }
+    }
+
+    /// What was lent to a Query that waits was refused, and the client told so: the server takes nothing before a Sync, which
+    /// goes to it in place of the Query.
+    #[cold]
+    pub(super) fn ends_refused_query(&mut self, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
+        self.waits_with_loans = false;
+        self.analysed = None;
+        self.batch = self.batch.wrapping_add(1);
+        reply::sync(to_server.edit());
+        server.pipeline.push(Owed::forward(Kind::Sync));
+        server.pipeline.skipping = false;
+        self.give_back(server, to_server);
+    }
+
+    /// Whether something is lent until the end of the batch.
+    pub(super) fn has_loans(&self) -> bool {
+        self.lending.as_ref().is_some_and(|lending| !lending.lent.is_empty())
+    }
+
     /// Whether the client has, or may have, one of the statements that a text executes.
     #[cold]
     pub(super) fn knows_what_it_executes(&self, text: &[u8]) -> bool {
@@ -73,6 +194,9 @@ impl Session {
         to_server: &mut Outbound<'_>,
     ) -> Option<Fare> {
         let unknown = matches!(self.prepared.look_up(&reference.name, self.batch), Lookup::Unknown);
+        if unknown && reference.verb == Verb::Prepare {
+            self.takes_name(&reference.name);
+        }
         if !unknown && server.may_forget_names() && server.will_settle() {
             return Some(wait_for_quiet(to_server));
         }
@@ -93,7 +217,7 @@ impl Session {
         let current = if executes { self.current(shared, &name, statement, server) } else { Some(statement) };
         let Some(statement) = current else { return Some(wait_for_quiet(to_server)) };
         // Before those that it names itself: it may name itself.
-        self.lending.get_or_insert_default().lent.push(Lent { name: name[..].into(), dropped: false });
+        self.lending.get_or_insert_default().lent.push(Lent::new(&name));
         if executes {
             let effects = statement.analysis.effects;
             if effects.has(REFERRING)
@@ -115,14 +239,14 @@ impl Session {
         if server.pipeline.copy != Copy::None {
             return;
         }
-        // Those that are dropped as well: the message that does it may fail.
-        for lent in std::mem::take(&mut lending.lent) {
+        // Those that are dropped as well: the message that does it may fail. The Sync in any case: a loan may have failed.
+        for lent in std::mem::take(&mut lending.lent).into_iter().filter(|lent| !lent.taken) {
             reply::close_statement(to_server.edit(), &lent.name);
             server.pipeline.push(Owed::behind(Kind::Close));
         }
         reply::sync(to_server.edit());
         server.pipeline.push(Owed::behind(Kind::Sync));
-        if lending.portals.is_empty() {
+        if lending.portals.is_empty() && lending.deallocates.is_empty() {
             self.lending = None;
         }
     }

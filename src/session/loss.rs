@@ -29,6 +29,7 @@ impl Session {
         self.not_restored(to_client);
         // What it was lent is gone with it, and what was found in a text that waits is for the orphan to find.
         self.lending = None;
+        self.waits_with_loans = false;
         self.analysed = None;
         self.parameters_told = false;
         // And so is what its UNLISTENs were to be seen by.

@@ -82,6 +82,8 @@ pub struct Session {
     sql_prepared: Option<Box<SqlPrepared>>,
     /// What it has prepared by the protocol, and speaks of in SQL.
     lending: Option<Box<lending::Lending>>,
+    /// A Query waits, to which something was lent already.
+    waits_with_loans: bool,
     /// A message of this batch may have reset settings; the role as well?
     resets: Option<bool>,
     /// What it is to be told of a reset that is under way.
@@ -388,6 +390,7 @@ impl Session {
             settings,
             sql_prepared: None,
             lending: None,
+            waits_with_loans: false,
             resets: None,
             restoring: None,
             channels: None,

@@ -143,6 +143,9 @@ impl Session {
                     }
                     self.tx = status;
                     self.completed += 1;
+                    if self.lending.is_some() {
+                        self.ends_deallocating();
+                    }
                     if server.pipeline.restores_next() {
                         self.keep_ready();
                         forward(cut, false, server, to_client);
@@ -341,9 +344,13 @@ impl Session {
     fn command_complete(&mut self, tag: &[u8], server: &mut ServerSide) {
         server.pipeline.copy_ends();
         match tag {
+            b"DEALLOCATE" if matches!(server.pipeline.owed.front(), Some(Owed { kind: Kind::Query { .. }, .. })) => {
+                self.has_deallocated();
+            }
             b"DISCARD ALL" | b"DEALLOCATE ALL" => {
                 server.prepared.clear();
                 self.prepared.clear();
+                self.all_lent_is_dropped();
                 if tag == b"DISCARD ALL" {
                     // What was asked before it is not so any more.
                     server.forget_channels();
@@ -479,12 +486,19 @@ impl Session {
         {
             (*client, *held) = (None, None);
         }
-        let notes: Vec<Note> = server.pipeline.owed.drain(..skipped).filter_map(|owed| owed.note).map(|n| *n).collect();
-        for note in notes.into_iter().rev() {
-            self.undo(note, server);
+        let (mut notes, mut ends) = (Vec::new(), false);
+        for owed in server.pipeline.owed.drain(..skipped) {
+            // It is skipped as well, and the Sync of ours behind it is answered in its place.
+            ends |= owed.fate == Fate::Forward && matches!(owed.kind, Kind::Query { .. } | Kind::Function);
+            notes.extend(owed.note);
         }
-        if sync.is_none() {
-            server.pipeline.skipping = true;
+        for note in notes.into_iter().rev() {
+            self.undo(*note, server);
+        }
+        match server.pipeline.owed.front_mut() {
+            Some(sync) if ends => sync.fate = Fate::Forward,
+            Some(_) => {}
+            None => server.pipeline.skipping = true,
         }
     }
 

@@ -12,6 +12,8 @@ pub enum Verb {
     Deallocate,
     /// PREPARE.
     Prepare,
+    /// DEALLOCATE ALL, DISCARD ALL: drops all that there are, and names none.
+    Forget,
 }
 
 /// A statement that names a prepared one.
@@ -29,7 +31,7 @@ pub struct Reference {
 /// stands what is not looked at.
 pub fn reference(text: &[u8], standard_strings: bool) -> Option<Reference> {
     let mut lexer = Lexer::new(text, standard_strings);
-    let found = next(&mut lexer)?;
+    let found = next(&mut lexer).filter(|found| found.verb != Verb::Forget)?;
     if found.verb == Verb::Deallocate {
         while lexer.peek() == Token::Punct(b';') {
             lexer.next_token();
@@ -41,7 +43,7 @@ pub fn reference(text: &[u8], standard_strings: bool) -> Option<Reference> {
     Some(found)
 }
 
-/// The prepared statements that the statements of a text name.
+/// What the statements of a text do with prepared ones.
 pub fn references(text: &[u8], standard_strings: bool) -> Vec<Reference> {
     let mut lexer = Lexer::new(text, standard_strings);
     let mut found = Vec::new();
@@ -70,6 +72,7 @@ fn next(lexer: &mut Lexer<'_>) -> Option<Reference> {
         word if word.eq_ignore_ascii_case(b"execute") => Verb::Execute,
         word if word.eq_ignore_ascii_case(b"deallocate") => Verb::Deallocate,
         word if word.eq_ignore_ascii_case(b"prepare") => Verb::Prepare,
+        word if word.eq_ignore_ascii_case(b"discard") => Verb::Forget,
         _ => return None,
     };
     lexer.next_token();
@@ -86,11 +89,16 @@ fn next(lexer: &mut Lexer<'_>) -> Option<Reference> {
         }
         // It prepares a transaction.
         Verb::Prepare if is(token, b"transaction") && matches!(ahead.peek(), Token::Str(..)) => return None,
-        Verb::Execute | Verb::Deallocate | Verb::Prepare => {}
+        Verb::Execute | Verb::Deallocate | Verb::Prepare | Verb::Forget => {}
     }
     // ALL is no name.
-    if verb == Verb::Deallocate && is(token, b"all") {
-        return None;
+    match (verb, is(token, b"all")) {
+        (Verb::Deallocate | Verb::Forget, true) => {
+            let end = lexer.offset();
+            return Some(Reference { verb: Verb::Forget, name: Box::default(), range: end..end });
+        }
+        (Verb::Forget, false) => return None,
+        (_, _) => {}
     }
     let (name, len) = match token {
         Token::Word(word) => (word.to_ascii_lowercase(), word.len()),
@@ -123,6 +131,7 @@ mod tests {
             ("DEALLOCATE PREPARE \"S 1\"", Some((Deallocate, "S 1", 19..24))),
             ("deallocate prepare", Some((Deallocate, "prepare", 11..18))),
             ("deallocate all", None),
+            ("discard all", None),
             ("deallocate \"all\"", Some((Deallocate, "all", 11..16))),
             ("deallocate a; select 1", None),
             ("/* x */ execute p(1, 'x')", Some((Execute, "p", 16..17))),
@@ -146,5 +155,7 @@ mod tests {
             references(text, true).iter().map(|r| (r.verb, String::from_utf8_lossy(&r.name).into_owned())).collect();
         let expected = [(Verb::Execute, "a"), (Verb::Deallocate, "c"), (Verb::Prepare, "d")];
         assert_eq!(found, expected.map(|(verb, name)| (verb, name.to_owned())));
+        let verbs = |text: &[u8]| references(text, true).iter().map(|found| found.verb).collect::<Vec<_>>();
+        assert_eq!(verbs(b"deallocate prepare all; discard plans; DISCARD ALL"), [Verb::Forget, Verb::Forget]);
     }
 }
