@@ -1069,7 +1069,8 @@ impl Session {
         if statement.is_meant_by(&self.settings) && !unsettled {
             return Some(statement);
         }
-        if server.prepared.expects(statement.id) && unsettled {
+        // What was read once is not read again, where it is still there.
+        if server.prepared.expects(statement.id) && (unsettled || statement.is_private()) {
             return Some(statement);
         }
         if server.is_asking() && server.will_settle() {
@@ -1083,7 +1084,10 @@ impl Session {
             let (query, types) = (&statement.query, &statement.types);
             shared.statements.intern_read_by(query, types, &self.settings, &reading, || analysis)
         };
-        self.prepared.replace(name, &now);
+        // Where only this transaction has other settings, what was meant before counts again behind it.
+        if !(unsettled && server.is_unsettled_for_now()) {
+            self.prepared.replace(name, &now);
+        }
         Some(now)
     }
 

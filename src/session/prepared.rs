@@ -94,7 +94,8 @@ impl Statement {
         reading::changes(&self.parse_key, &self.reading, settings.parse_key())
     }
 
-    fn is_private(&self) -> bool {
+    /// Whether nobody else gets it.
+    pub(super) fn is_private(&self) -> bool {
         self.parse_key.first().is_some_and(|(name, _)| **name == *PREFIX)
     }
 }

@@ -3,6 +3,7 @@
 //! A set is immutable and interned: two sessions with the same settings hold the same pointer, so the question "does
 //! this server have what this client set?" is one comparison and no allocation.
 
+pub(super) use crate::sql::READING;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -40,22 +41,6 @@ const NO_PARSE_EFFECT: &[&str] = &[
     "synchronous_commit",
     "transaction_timeout",
     "work_mem",
-];
-
-/// Settings by which the constants of a text are read, when it is prepared and not again.
-pub(super) const READING: [&str; 12] = [
-    "array_nulls",
-    "backslash_quote",
-    "client_encoding",
-    "datestyle",
-    "default_text_search_config",
-    "intervalstyle",
-    "lc_monetary",
-    "standard_conforming_strings",
-    "timezone",
-    "timezone_abbreviations",
-    "transform_null_equals",
-    "xmloption",
 ];
 
 /// Settings that say who the session is, in the order in which they are taken on.

@@ -352,6 +352,12 @@ impl ServerSide {
         self.dirty.and(self.asked).and(self.unanswered).has(Effects::MEANING) || self.pins.has(Pin::Temporary)
     }
 
+    /// Whether that is so until the end of the transaction only.
+    pub(super) fn is_unsettled_for_now(&self) -> bool {
+        let lasting = Effects::MEANING.without(Effects::LOCAL);
+        !self.dirty.and(self.asked).and(self.unanswered).has(lasting) && !self.pins.has(Pin::Temporary)
+    }
+
     /// What has to be asked about.
     fn topics(&self) -> u32 {
         let dirty = self.dirty;

@@ -14,6 +14,22 @@ const OURS: &[u8] = b"ambassador:";
 /// Text past this is not looked at: its effects are unknown.
 pub const MAX_TEXT: usize = 64 * 1024;
 
+/// Settings by which the constants of a text are read, when it is prepared and not again.
+pub const READING: [&str; 12] = [
+    "array_nulls",
+    "backslash_quote",
+    "client_encoding",
+    "datestyle",
+    "default_text_search_config",
+    "intervalstyle",
+    "lc_monetary",
+    "standard_conforming_strings",
+    "timezone",
+    "timezone_abbreviations",
+    "transform_null_equals",
+    "xmloption",
+];
+
 /// What a statement may leave behind in the session that runs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Effects(u32);
@@ -71,6 +87,9 @@ impl Effects {
     /// Calls functions that are not PostgreSQL's own: what those may leave is theirs.
     pub const CALLING: Self = Self(1 << 21);
 
+    /// Sets for the rest of the transaction by what constants are read ([`READING`]): SET LOCAL, set_config(..., true).
+    pub const LOCAL: Self = Self(1 << 23);
+
     /// Effects that only the server itself can say the outcome of.
     pub const ASKED: Self = Self(
         Self::SETTING.0
@@ -84,7 +103,7 @@ impl Effects {
             | Self::UNKNOWN.0,
     );
     /// Effects after which the same text may mean something else on this server than on another.
-    pub const MEANING: Self = Self(Self::SETTING.0 | Self::TEMP.0 | Self::DISCARD.0 | Self::UNKNOWN.0);
+    pub const MEANING: Self = Self(Self::SETTING.0 | Self::TEMP.0 | Self::DISCARD.0 | Self::UNKNOWN.0 | Self::LOCAL.0);
     /// Effects that nothing can undo, and nobody can ask about: such a connection serves nobody else.
     pub const LASTING: Self = Self(Self::LOAD.0 | Self::SEED.0);
 
@@ -352,6 +371,8 @@ fn statement(first: Token<'_>, lexer: &mut Lexer<'_>, analysis: &mut Analysis) -
             let local = matches!(next_word(&mut ahead).get(), b"transaction" | b"constraints" | b"local");
             if !local || ahead.peek() == Token::Punct(b'.') {
                 add(Effects::SETTING);
+            } else {
+                add(set_local(lexer.clone()));
             }
             if says_default(lexer.clone()) {
                 add(Effects::RESET);
@@ -402,10 +423,39 @@ fn says_default(mut ahead: Lexer<'_>) -> bool {
     }
 }
 
-/// What a call of `set_config` leaves behind, of which `ahead` stands behind the name: nothing if it is said to be local.
+/// What a SET leaves behind that says LOCAL where `ahead` stands, or something else that ends with the transaction.
+pub(super) fn set_local(mut ahead: Lexer<'_>) -> Effects {
+    if next_word(&mut ahead).get() != b"local" {
+        return Effects::NONE;
+    }
+    match ahead.next_token() {
+        // SET LOCAL TIME ZONE, NAMES, XML OPTION.
+        Token::Word(name) if [&b"time"[..], b"names", b"xml"].iter().any(|own| own.eq_ignore_ascii_case(name)) => {
+            Effects::LOCAL
+        }
+        Token::Word(name) | Token::Quoted(name) => local(name),
+        _ => Effects::NONE,
+    }
+}
+
+/// What it is to set this for the rest of a transaction.
+fn local(name: &[u8]) -> Effects {
+    let read_by = READING.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(name));
+    if read_by { Effects::LOCAL } else { Effects::NONE }
+}
+
+/// What a call of `set_config` leaves behind, of which `ahead` stands behind the name: hardly anything if it is said to be
+/// local.
 pub(super) fn set_config(mut ahead: Lexer<'_>) -> Effects {
     let mut depth = 0usize;
     let mut last = [Token::End; 2];
+    let mut start = ahead.clone();
+    start.next_token();
+    let name = match (start.next_token(), start.next_token()) {
+        (Token::Str(StrKind::Plain, name), Token::Punct(b',')) => local(name),
+        // It is made up when it is run.
+        _ => Effects::LOCAL,
+    };
     loop {
         let token = ahead.next_token();
         match token {
@@ -421,8 +471,8 @@ pub(super) fn set_config(mut ahead: Lexer<'_>) -> Effects {
         last = [last[1], token];
     }
     match last {
-        [Token::Punct(b','), Token::Word(word)] if word.eq_ignore_ascii_case(b"true") => Effects::NONE,
-        [Token::Punct(b','), Token::Str(StrKind::Plain, b"true" | b"t" | b"on" | b"1")] => Effects::NONE,
+        [Token::Punct(b','), Token::Word(word)] if word.eq_ignore_ascii_case(b"true") => name,
+        [Token::Punct(b','), Token::Str(StrKind::Plain, b"true" | b"t" | b"on" | b"1")] => name,
         _ => Effects::SETTING,
     }
 }
@@ -461,6 +511,12 @@ mod tests {
             ("select temperature, holding, setval2 from pg_advisory", Effects::NONE),
             ("select 'set_config', $$nextval$$ -- hold\n /* temp */", Effects::NONE),
             ("begin; set local role x; set transaction read only; SET CONSTRAINTS all deferred; commit", Effects::NONE),
+            ("set local datestyle = 'SQL, DMY'; set local x = 1", Effects::LOCAL),
+            ("set local \"TimeZone\" to 'UTC'", Effects::LOCAL),
+            ("SET LOCAL TIME ZONE 'UTC'", Effects::LOCAL),
+            ("select set_config('timezone', 'UTC', true)", Effects::LOCAL),
+            ("select set_config('search_path', $1, true), set_config('a.b', $2, 'true')", Effects::NONE),
+            ("select set_config($1, $2, true)", Effects::LOCAL),
             ("set x = 1", Effects::SETTING),
             // Settings of an extension that is called like a keyword.
             ("set local.x = 1", Effects::SETTING),

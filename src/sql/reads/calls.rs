@@ -234,6 +234,7 @@ fn command(word: &[u8], before: Token<'_>, rest: &Lexer<'_>) -> Effects {
     let next = |known: &[u8]| matches!(rest.peek(), Token::Word(next) if next.eq_ignore_ascii_case(known));
     match first {
         true if is(b"set") && !next(b"local") && !next(b"transaction") && !next(b"constraints") => Effects::SETTING,
+        true if is(b"set") => classify::set_local(rest.clone()),
         true if is(b"reset") => Effects::SETTING,
         true if is(b"listen") => Effects::LISTEN,
         true if is(b"unlisten") => Effects::UNLISTEN,
@@ -294,7 +295,8 @@ mod tests {
                 "begin update t set a = 1; insert into t values (1) on conflict (a) do update set a = 2; end",
                 Effects::NONE,
             ),
-            ("begin perform set_config('a.b', 'c', true); set local timezone = 'UTC'; end", Effects::NONE),
+            ("begin perform set_config('a.b', 'c', true); set local a.b = 'UTC'; end", Effects::NONE),
+            ("begin perform set_config('a.b', 'c', true); set local timezone = 'UTC'; end", Effects::LOCAL),
             ("begin if a then set timezone = 'UTC'; end if; end", Effects::SETTING),
             ("begin perform set_config('a.b', 'c', false); end", Effects::SETTING),
             ("begin execute 'x'; end", Effects::UNKNOWN),
