@@ -410,6 +410,10 @@ impl Session {
                     self.analysed = Some(analysis);
                     return Ok(fare);
                 }
+                if let Some(fare) = self.concerns_sequences(analysis.effects, server, to_server) {
+                    self.analysed = Some(analysis);
+                    return Ok(fare);
+                }
                 if analysis.effects.has(LISTENING)
                     && let Some(fare) = self.concerns_channels(analysis.effects, cut.body(input), server, to_server)
                 {
@@ -434,7 +438,7 @@ impl Session {
                     }
                     self.waits_with_loans = false;
                 }
-                self.will_run(analysis.effects, cut.body(input), server, to_server);
+                self.will_run(analysis.effects, cut.body(input), server);
                 let mut owed = Owed::forward(Kind::Query { commits: analysis.commits });
                 // A simple query drops the unnamed statement, wherever it was made; unless it is skipped, and with it what
                 // would have made or dropped one before it.
@@ -748,6 +752,9 @@ impl Session {
             {
                 return Ok(fare);
             }
+            if let Some(fare) = self.concerns_sequences(analysis.effects, server, to_server) {
+                return Ok(fare);
+            }
             let wanted = !analysis.effects.is_none() || self.channels.is_some();
             let text = self.unnamed.as_ref().and_then(|u| u.text.clone().filter(|_| wanted));
             if analysis.effects.has(LISTENING)
@@ -756,7 +763,7 @@ impl Session {
             {
                 return Ok(fare);
             }
-            self.bound(analysis, text.as_deref().unwrap_or_default(), body, server, to_server);
+            self.bound(analysis, text.as_deref().unwrap_or_default(), body, server);
             if self.lending.is_some() || analysis.effects.has(REFERRING) {
                 self.note_portal(bind.portal, analysis.effects, text.as_deref().unwrap_or_default(), server);
             }
@@ -787,6 +794,9 @@ impl Session {
                     let Some(statement) = server.ensure_prepared(statement, self.batch, to_server, instead) else {
                         return Ok(wait_for_quiet(to_server));
                     };
+                    if let Some(fare) = self.concerns_sequences(statement.analysis.effects, server, to_server) {
+                        return Ok(fare);
+                    }
                     if statement.analysis.effects.has(LISTENING)
                         && let Some(fare) =
                             self.concerns_channels(statement.analysis.effects, &statement.query, server, to_server)
@@ -798,7 +808,7 @@ impl Session {
                     }
                     let effects = self.effects_of(&statement, server);
                     let analysis = Analysis { effects, ..statement.analysis };
-                    self.bound(analysis, &statement.query, body, server, to_server);
+                    self.bound(analysis, &statement.query, body, server);
                     if self.lending.is_some() || effects.has(REFERRING) {
                         self.note_portal(bind.portal, effects, &statement.query, server);
                     }
@@ -831,17 +841,10 @@ impl Session {
 
     /// What is bound will be run: what it may leave behind counts from here.
     #[inline]
-    fn bound(
-        &mut self,
-        analysis: Analysis,
-        text: &[u8],
-        body: &[u8],
-        server: &mut ServerSide,
-        to_server: &mut Outbound<'_>,
-    ) {
+    fn bound(&mut self, analysis: Analysis, text: &[u8], body: &[u8], server: &mut ServerSide) {
         self.counts.binds += 1;
         self.answered_batch = None;
-        self.will_run(analysis.effects, text, server, to_server);
+        self.will_run(analysis.effects, text, server);
         // What it calls has been noted by now.
         if analysis.effects.has(NAMING) || server.dirty.has(NAMING) {
             server.note_values(body);
@@ -855,16 +858,7 @@ impl Session {
     /// A statement is on its way: what it may leave behind counts from here. Its text may have a terminator, and
     /// something else behind that.
     #[inline]
-    pub(super) fn will_run(
-        &mut self,
-        effects: Effects,
-        text: &[u8],
-        server: &mut ServerSide,
-        to_server: &mut Outbound<'_>,
-    ) {
-        if effects.has(Effects::ASKING.and(Effects::SEQUENCE).and(Effects::INSERTING)) {
-            self.concerns_sequences(effects, server, to_server);
-        }
+    pub(super) fn will_run(&mut self, effects: Effects, text: &[u8], server: &mut ServerSide) {
         if effects.has(NAMING.and(Effects::PREPARE).and(Effects::EXECUTE)) {
             self.will_run_with_names(effects, text, server);
         }
@@ -914,19 +908,35 @@ impl Session {
     ///
     /// Where they stand in a session nobody can ask, so a client that has moved some keeps its server for as long as
     /// nobody else needs it. For one that has only inserted rows that is done once it has shown that it asks.
-    fn concerns_sequences(&mut self, effects: Effects, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
+    pub(super) fn concerns_sequences(
+        &mut self,
+        effects: Effects,
+        server: &mut ServerSide,
+        to_server: &mut Outbound<'_>,
+    ) -> Option<Fare> {
+        if !effects.has(Effects::ASKING.and(Effects::SEQUENCE).and(Effects::INSERTING)) {
+            return None;
+        }
         if effects.has(Effects::ASKING) {
             self.asks_sequences = true;
-            if server.sequences_of_another && server.pipeline.tx != TxStatus::Failed {
-                // An honest error instead of somebody else's number.
-                server.run_in_front(Own::Forget, "discard sequences", None, to_server);
+            // What makes it forget is skipped behind an error, and what is skipped has to be sent again.
+            let undecided = server.forgets_in.is_some_and(|batch| batch != self.batch);
+            let unsure = undecided || !server.pipeline.surely_accepts() || server.may_forget_names();
+            if (server.sequences_of_another || undecided) && unsure && server.will_settle() {
+                return Some(wait_for_quiet(to_server));
             }
-            server.sequences_of_another = false;
+            if server.sequences_of_another && server.pipeline.surely_accepts() {
+                // An honest error instead of somebody else's number.
+                server.run_in_front(Own::Forget, "discard sequences", Some(Note::Forgot), to_server);
+                server.sequences_of_another = false;
+                server.forgets_in = Some(self.batch);
+            }
         } else if effects.has(Effects::SEQUENCE) || self.asks_sequences {
             // What it asks for from now on is its own.
             server.sequences_of_another = false;
             server.dirty = server.dirty.and(Effects::SEQUENCE);
         }
+        None
     }
 
     /// The same for one that may set settings which have to be asked for by name.
@@ -1045,6 +1055,7 @@ impl Session {
         for own in server.prepared.owned().collect::<Vec<_>>() {
             reply::close_statement(to_server.edit(), own.name().as_bytes());
             server.pipeline.push(Owed::swallow(Kind::Close).with(Note::OwnGone(own)));
+            server.prepared.own &= !own.bit();
         }
         for statement in server.prepared.held().iter().filter(|statement| !self.prepared.uses(statement.id)) {
             server.drop_statement(statement, self.batch, to_server);
@@ -1266,6 +1277,7 @@ impl Session {
                 | Note::Dropped { .. }
                 | Note::OwnMade(_)
                 | Note::OwnGone(_)
+                | Note::Forgot
                 | Note::Begun
                 | Note::Asked
                 | Note::Mark(_)

@@ -214,6 +214,9 @@ impl Session {
         if executes && !server.pipeline.surely_accepts() {
             return if server.will_settle() { Some(wait_for_quiet(to_server)) } else { None };
         }
+        if executes && let Some(fare) = self.concerns_sequences(statement.analysis.effects, server, to_server) {
+            return Some(fare);
+        }
         let current = if executes { self.current(shared, &name, statement, server) } else { Some(statement) };
         let Some(statement) = current else { return Some(wait_for_quiet(to_server)) };
         // Before those that it names itself: it may name itself.
@@ -227,7 +230,7 @@ impl Session {
                 lent.filter(|lent| *lent.name == *name).for_each(|lent| lent.dropped = true);
                 return Some(fare);
             }
-            self.will_run(effects, &statement.query, server, to_server);
+            self.will_run(effects, &statement.query, server);
         }
         server.lend(&name, executes.then_some(&*statement), to_server);
         None

@@ -269,6 +269,8 @@ pub struct ServerSide {
     user: u64,
     /// Another client had it before, and where sequences stand there may be that one's doing.
     sequences_of_another: bool,
+    /// The batch in which it was told to forget that, if it has not answered yet.
+    forgets_in: Option<u32>,
     /// The role that logged in.
     login_user: Box<str>,
     /// The batch that was sent last, from its first use of a statement on, should it have to be sent once more.
@@ -526,6 +528,7 @@ impl ServerSide {
             listens: false,
             user: 0,
             sequences_of_another: false,
+            forgets_in: None,
             kept: Kept::default(),
             limit: limit::Limit::Unasked,
             told_limit: None,
@@ -641,6 +644,7 @@ impl ServerSide {
         self.user = 0;
         self.worn_by = 0;
         self.sequences_of_another = false;
+        self.forgets_in = None;
     }
 
     /// A ReadyForQuery of an exchange of our own was read, outside [`Session::on_server`].

@@ -69,6 +69,8 @@ pub(super) enum Note {
     OwnMade(Own),
     /// A Close of one.
     OwnGone(Own),
+    /// The server has forgotten where sequences stand.
+    Forgot,
     /// The BEGIN that the client was told had succeeded.
     Begun,
     /// The end of a question about what was left behind.

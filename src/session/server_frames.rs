@@ -255,8 +255,14 @@ impl Session {
             Note::Closed { name } => self.prepared.confirm(&name),
             Note::Reply(bytes) => to_client.edit().extend(bytes),
             Note::OwnMade(own) => server.prepared.own |= own.bit(),
-            Note::OwnGone(own) => server.prepared.own &= !own.bit(),
-            Note::Begun | Note::Mark(_) | Note::Lent | Note::Restoring | Note::Restored | Note::Unlistened => {}
+            Note::Forgot => server.forgets_in = None,
+            Note::OwnGone(_)
+            | Note::Begun
+            | Note::Mark(_)
+            | Note::Lent
+            | Note::Restoring
+            | Note::Restored
+            | Note::Unlistened => {}
             Note::Limit => server.limit_is_told(),
             Note::Asked => {
                 if let Some(findings) = &mut server.findings {
@@ -303,8 +309,9 @@ impl Session {
             Note::Dropped { statement, sent } => server.prepared.settle(statement.id, sent, false),
             Note::Closed { name } => self.prepared.undo(&name),
             Note::OwnMade(own) => server.prepared.own &= !own.bit(),
+            Note::OwnGone(own) => server.prepared.own |= own.bit(),
+            Note::Forgot => (server.forgets_in, server.sequences_of_another) = (None, true),
             Note::Reply(_)
-            | Note::OwnGone(_)
             | Note::Begun
             | Note::Asked
             | Note::Mark(_)
@@ -329,6 +336,7 @@ impl Session {
             | Note::Dropped { .. }
             | Note::OwnMade(_)
             | Note::OwnGone(_)
+            | Note::Forgot
             | Note::Begun
             | Note::Asked
             | Note::Mark(_)
