@@ -19,6 +19,7 @@ mod differential;
 mod drivers;
 mod example_config;
 mod hostile;
+mod interplay;
 mod leaving;
 mod lifecycle;
 mod listening;

@@ -188,6 +188,81 @@ fn f3_prepared_statements_run_in_a_lost_transaction_fail_and_do_not_end_it() {
 }
 
 #[test]
+fn f3_a_lost_transaction_is_not_chained_to_one_that_commits_by_itself() {
+    let mut direct = Client::new(shared().port());
+    direct.query("drop table if exists loss_chain; create table loss_chain (n int)");
+    let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "1"]);
+    let mut client = Client::new(ambassador.port);
+    for end in ["rollback and chain", "commit and chain", "end work and chain"] {
+        client.query("begin; select 1");
+        terminate(shared().port(), &backends(&ambassador));
+        client.exchange(&query("select 2"));
+        let messages = client.exchange(&query(end));
+        assert_eq!((errors(&messages), status(&messages)), (pair("ERROR", "25P02"), b'E'));
+        client.exchange(&query("insert into loss_chain values (1)"));
+        client.exchange(&query("rollback"));
+        assert_eq!(direct.value("select count(*) from loss_chain"), "0");
+    }
+    // What another prepared transaction becomes is no end of this one.
+    client.query("begin; select 1");
+    terminate(shared().port(), &backends(&ambassador));
+    client.exchange(&query("select 2"));
+    let messages = client.exchange(&query("commit prepared 'x'"));
+    assert_eq!((errors(&messages), status(&messages)), (pair("ERROR", "25P02"), b'E'));
+    // More may stand behind what ends it.
+    let messages = client.exchange(&query("rollback; begin"));
+    assert_eq!((errors(&messages), status(&messages)), (vec![], b'T'));
+    assert_eq!(client.value("select 3"), "3");
+}
+
+#[test]
+fn f3_who_believes_to_have_what_was_lost_with_the_server_is_closed() {
+    let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "1"]);
+    // A lock of the session outlives its transaction.
+    let mut client = Client::new(ambassador.port);
+    client.query("begin; select 1");
+    client.query("select pg_advisory_lock(20261127)");
+    terminate(shared().port(), &backends(&ambassador));
+    client.send(&query("select 2"));
+    assert_eq!(errors(&client.read_until(b"E").unwrap()), pair("FATAL", "57P01"));
+    assert!(client.is_closed());
+    // What was set before the next of several requests.
+    let mut client = Client::new(ambassador.port);
+    client.send(&[query("set search_path = x"), query("select pg_sleep(3600), 'loss believed'")].concat());
+    client.read_until(b"Z").unwrap();
+    wait_until("the query runs", || is_running(shared().port(), "loss believed"));
+    terminate(shared().port(), &backends(&ambassador));
+    assert_eq!(errors(&client.read_until(b"E").unwrap()), pair("FATAL", "57P01"));
+    assert!(client.is_closed());
+    // What was set in the transaction that is lost is not.
+    let mut client = Client::new(ambassador.port);
+    client.query("begin; select 1");
+    client.query("set search_path = y");
+    terminate(shared().port(), &backends(&ambassador));
+    let messages = client.exchange(&query("select 2"));
+    assert_eq!(errors(&messages), pair("ERROR", "57P01"));
+    client.query("rollback");
+    assert_ne!(client.value("show search_path"), "y");
+}
+
+#[test]
+fn f3_what_was_found_in_a_text_that_its_server_never_saw_says_nothing_of_the_next() {
+    let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "1"]);
+    let (mut client, mut other) = (Client::new(ambassador.port), Client::new(ambassador.port));
+    client.query("begin; select 1");
+    let sleep = "select pg_sleep(3600), 'loss found'";
+    client.send(&[query(sleep), query("listen loss_found")].concat());
+    wait_until("the query runs", || is_running(shared().port(), "loss found"));
+    terminate(shared().port(), &backends(&ambassador));
+    client.read_until(b"Z").unwrap();
+    client.read_until(b"Z").unwrap();
+    client.query("rollback");
+    client.query("set search_path = loss_found");
+    assert_ne!(other.value("show search_path"), "loss_found");
+    assert_eq!(client.value("show search_path"), "loss_found");
+}
+
+#[test]
 fn f3_the_same_in_the_middle_of_a_statement_of_the_transaction() {
     let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "1"]);
     let mut client = Client::new(ambassador.port);

@@ -49,8 +49,6 @@ pub(super) struct Channels {
     unlistened: Vec<Unlistened>,
     /// The number of the first of them. No number is used twice: the server may still have the mark of an earlier one.
     first: usize,
-    /// Of these the mark has failed, but the UNLISTEN before it has not.
-    unmarked: Vec<usize>,
     /// What is not to be heard any more.
     dropped: Vec<Name>,
     /// The client has sent a notification, and may be its own listener.
@@ -61,6 +59,34 @@ pub(super) struct Channels {
     caught_up: bool,
     /// ParameterStatus messages that PostgreSQL would send between the notifications and ReadyForQuery.
     reported: Vec<u8>,
+}
+
+impl Channels {
+    /// The UNLISTENs from here on are rolled back before they are marked. Gives how many of the last `unmarked` these are.
+    fn rolled_back_to(&mut self, at: usize, unmarked: usize) -> usize {
+        let rolled_back = self.unlistened.len().saturating_sub(at).min(unmarked);
+        self.unlistened.truncate(self.unlistened.len() - rolled_back);
+        rolled_back
+    }
+
+    /// The UNLISTEN of this number is committed.
+    fn unlisten(&mut self, number: usize) {
+        let at = number.checked_sub(self.first);
+        let Some(unlistened) = at.and_then(|at| self.unlistened.get_mut(at)) else { return };
+        match std::mem::replace(unlistened, Unlistened::Nothing) {
+            Unlistened::Nothing => {}
+            Unlistened::One(name) => {
+                self.deaf.remove(&name);
+                if self.listening.remove(&name) {
+                    self.dropped.push(name);
+                }
+            }
+            Unlistened::All => {
+                self.dropped.extend(std::mem::take(&mut self.listening));
+                self.deaf.clear();
+            }
+        }
+    }
 }
 
 impl Session {
@@ -203,11 +229,36 @@ impl Session {
     /// The text is on its way: behind it the server gets what shows whether its UNLISTENs are committed.
     pub(super) fn note_unlisten(&mut self, text: &[u8]) {
         let Some(channels) = &mut self.channels else { return };
+        // Those of this text, and of this batch, that are rolled back within it need no mark. What is not certain to be
+        // committed goes on being heard.
+        let mut savepoints = Vec::new();
+        let mut begun = channels.unlistened.len().saturating_sub(self.marks);
         for said in sql::channels(frontend::query(text), self.standard_strings) {
             let unlistened = match said {
                 sql::Channel::Listen(_) => continue,
                 sql::Channel::Unlisten(name) => Unlistened::One(name),
                 sql::Channel::UnlistenAll => Unlistened::All,
+                sql::Channel::Commit => {
+                    begun = channels.unlistened.len();
+                    savepoints.clear();
+                    continue;
+                }
+                sql::Channel::Savepoint(name) => {
+                    savepoints.push((name, channels.unlistened.len()));
+                    continue;
+                }
+                sql::Channel::Rollback => {
+                    savepoints.clear();
+                    self.marks -= channels.rolled_back_to(begun, self.marks);
+                    continue;
+                }
+                sql::Channel::RollbackTo(name) => {
+                    let at = savepoints.iter().rposition(|(known, _)| *known == name);
+                    savepoints.truncate(at.map_or(0, |at| at + 1));
+                    let begun = at.map_or(begun, |at| savepoints[at].1);
+                    self.marks -= channels.rolled_back_to(begun, self.marks);
+                    continue;
+                }
             };
             if channels.unlistened.len() < MAX_MARKS {
                 channels.unlistened.push(unlistened);
@@ -247,14 +298,14 @@ impl Session {
         }
     }
 
-    /// A mark has failed, cancelled with what it came behind: outside of a transaction block that has succeeded, or it would
-    /// have been voided.
+    /// A mark is answered. Outside of a transaction block what it came behind has succeeded, or it would have been voided,
+    /// whatever has become of the mark itself, which a cancel may have hit.
     #[cold]
-    pub(super) fn mark_failed(&mut self, number: usize, server: &ServerSide) {
+    pub(super) fn mark_is_answered(&mut self, number: usize, server: &ServerSide) {
         if server.pipeline.tx == TxStatus::Idle
             && let Some(channels) = &mut self.channels
         {
-            channels.unmarked.push(number);
+            channels.unlisten(number);
         }
     }
 
@@ -323,24 +374,9 @@ impl Session {
         let is_mark = |name: &str| name.as_bytes().starts_with(MARK);
         let number = |name: &str| name.get(MARK.len()..).and_then(|digits| digits.parse::<usize>().ok());
         let marked = names.iter().filter(|name| is_mark(name)).filter_map(|name| number(name));
-        let mut committed: Vec<usize> = marked.chain(std::mem::take(&mut channels.unmarked)).collect();
+        let mut committed: Vec<usize> = marked.collect();
         committed.sort_unstable();
-        let unlistened = committed.into_iter().filter_map(|number| number.checked_sub(channels.first));
-        for unlistened in unlistened.filter_map(|at| channels.unlistened.get(at)) {
-            match unlistened {
-                Unlistened::Nothing => {}
-                Unlistened::One(name) => {
-                    if channels.listening.remove(name) {
-                        channels.dropped.push(name.clone());
-                    }
-                    channels.deaf.remove(name);
-                }
-                Unlistened::All => {
-                    channels.dropped.extend(std::mem::take(&mut channels.listening));
-                    channels.deaf.clear();
-                }
-            }
-        }
+        committed.into_iter().for_each(|number| channels.unlisten(number));
         let told = asked.saturating_sub(channels.first).min(channels.unlistened.len());
         channels.unlistened.drain(..told);
         channels.first += told;

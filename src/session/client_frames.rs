@@ -10,7 +10,7 @@ use super::{
 };
 use crate::sql::reads::calls::calls;
 use crate::sql::reference::Verb;
-use crate::sql::{self, Analysis, Effects};
+use crate::sql::{self, Analysis, Control, Effects};
 use crate::wire::frame::{self, Frame, HEADER};
 use crate::wire::frontend::{self, Named};
 use crate::wire::{BackendTag, FrontendTag, Report, SqlState, TxStatus, reply};
@@ -256,8 +256,14 @@ impl Session {
         self.analysed = None;
         match cut.tag {
             FrontendTag::Query => {
-                match End::of(&sql::analyse(frontend::query(cut.body(input)), self.standard_strings)) {
+                let text = frontend::query(cut.body(input));
+                match End::of(text, self.standard_strings) {
                     Some(end) => drop(self.end_orphan(end, to_client)),
+                    None if cut.is_whole() && Control::rolls_back_first(text, self.standard_strings) => {
+                        // All that it says is for a server, which has nothing to roll back, and goes on from there.
+                        (self.orphan, self.tx) = (None, TxStatus::Idle);
+                        return Fare::Wait(Next::Server);
+                    }
                     None => self.failed_transaction().write(to_client),
                 }
                 reply::ready(to_client, self.tx);
@@ -321,8 +327,7 @@ impl Session {
 
     /// Takes a statement that ends the transaction; false for any other.
     fn parse_in_orphan(&mut self, shared: &Interners, parse: &frontend::Parse<'_>) -> bool {
-        let analysis = sql::analyse(parse.query, self.standard_strings);
-        let Some(end) = End::of(&analysis) else { return false };
+        let Some(end) = End::of(parse.query, self.standard_strings) else { return false };
         if parse.name.is_empty() {
             if let Some(orphan) = &mut self.orphan {
                 orphan.parsed = Some(end);
@@ -332,7 +337,8 @@ impl Session {
         if !matches!(self.prepared.look_up(parse.name, self.batch), Lookup::Unknown) {
             return false;
         }
-        let statement = shared.statements.intern(parse.query, parse.types, &self.settings, || analysis);
+        let analyse = || sql::analyse(parse.query, self.standard_strings);
+        let statement = shared.statements.intern(parse.query, parse.types, &self.settings, analyse);
         let name = self.prepared.begin(parse.name, Some(statement), self.batch);
         self.prepared.confirm(&name);
         true
@@ -342,10 +348,11 @@ impl Session {
     fn end_named(&self, name: &[u8]) -> Option<End> {
         if name.is_empty() {
             let parsed = self.orphan.as_ref().and_then(|orphan| orphan.parsed);
-            return parsed.or_else(|| self.unnamed.as_ref().and_then(|unnamed| End::of(&unnamed.analysis)));
+            let text = self.unnamed.as_ref().and_then(|unnamed| unnamed.text.as_deref());
+            return parsed.or_else(|| End::of(frontend::query(text?), self.standard_strings));
         }
         match self.prepared.look_up(name, self.batch) {
-            Lookup::Known(_, statement) => End::of(&statement.analysis),
+            Lookup::Known(_, statement) => End::of(&statement.query, self.standard_strings),
             Lookup::Undecided | Lookup::Unknown => None,
         }
     }
@@ -844,6 +851,9 @@ impl Session {
     fn bound(&mut self, analysis: Analysis, text: &[u8], body: &[u8], server: &mut ServerSide) {
         self.counts.binds += 1;
         self.answered_batch = None;
+        if self.marks > 0 && !analysis.effects.has(LISTENS) {
+            self.note_unlisten(text);
+        }
         self.will_run(analysis.effects, text, server);
         // What it calls has been noted by now.
         if analysis.effects.has(NAMING) || server.dirty.has(NAMING) {

@@ -26,7 +26,7 @@ mod server_frames;
 pub mod settings;
 mod survey;
 
-use crate::sql::{Analysis, Command, Effects};
+use crate::sql::{Analysis, Control, Effects};
 use crate::wire::{FrameError, Report, SqlState, TxStatus};
 use pipeline::{Copy, Pipeline};
 use prepared::{ClientPrepared, ServerPrepared, StatementInterner};
@@ -209,13 +209,14 @@ enum End {
 }
 
 impl End {
-    /// The statement's, if that is what it does and all it does.
-    fn of(analysis: &Analysis) -> Option<Self> {
-        match analysis.first {
-            _ if analysis.statements != 1 => None,
-            Command::Commit => Some(Self::Commit),
-            Command::Rollback => Some(Self::Rollback),
-            Command::Empty | Command::Begin | Command::Other => None,
+    /// The text's, if that is what it does and all it does: AND CHAIN would begin another one, of a kind that only the lost
+    /// server knows.
+    fn of(text: &[u8], standard_strings: bool) -> Option<Self> {
+        match Control::of(text, standard_strings) {
+            Some(Control::Commit) => Some(Self::Commit),
+            Some(Control::Rollback) => Some(Self::Rollback),
+            None if Control::prepares_transaction(text, standard_strings) => Some(Self::Commit),
+            Some(Control::Begin | Control::Start) | None => None,
         }
     }
 }
@@ -248,6 +249,8 @@ pub struct ServerSide {
     asked: Effects,
     /// What questions were about that got no answer.
     unanswered: Effects,
+    /// What its client has been told that it has left behind, before it was asked about.
+    told: Effects,
     /// How often a question got none, one time after the other.
     tries: u8,
     findings: Option<Box<survey::Findings>>,
@@ -517,6 +520,7 @@ impl ServerSide {
             dirty: Effects::NONE,
             asked: Effects::NONE,
             unanswered: Effects::NONE,
+            told: Effects::NONE,
             tries: 0,
             findings: None,
             pins: Pins::NONE,
@@ -634,6 +638,7 @@ impl ServerSide {
         self.dirty = Effects::NONE;
         self.asked = Effects::NONE;
         self.unanswered = Effects::NONE;
+        self.told = Effects::NONE;
         self.tries = 0;
         self.findings = None;
         self.pins = Pins::NONE;

@@ -143,6 +143,7 @@ impl Session {
                     }
                     self.tx = status;
                     self.completed += 1;
+                    server.note_told();
                     if self.lending.is_some() {
                         self.ends_deallocating();
                     }
@@ -256,13 +257,8 @@ impl Session {
             Note::Reply(bytes) => to_client.edit().extend(bytes),
             Note::OwnMade(own) => server.prepared.own |= own.bit(),
             Note::Forgot => server.forgets_in = None,
-            Note::OwnGone(_)
-            | Note::Begun
-            | Note::Mark(_)
-            | Note::Lent
-            | Note::Restoring
-            | Note::Restored
-            | Note::Unlistened => {}
+            Note::Mark(number) => self.mark_is_answered(number, server),
+            Note::OwnGone(_) | Note::Begun | Note::Lent | Note::Restoring | Note::Restored | Note::Unlistened => {}
             Note::Limit => server.limit_is_told(),
             Note::Asked => {
                 if let Some(findings) = &mut server.findings {
@@ -426,7 +422,6 @@ impl Session {
             match front.note.as_deref() {
                 Some(Note::Limit) => server.limit_is_not_told(),
                 Some(Note::Unlistened) => server.still_listens(),
-                Some(&Note::Mark(number)) => self.mark_failed(number, server),
                 _ => {}
             }
             forward(cut, false, server, to_client);

@@ -11,7 +11,7 @@ use super::pipeline::{Kind, Note, Owed};
 use super::prepared::Own;
 use super::{Interners, Outbound, Params, Pin, Pins, ServerSide, Session};
 use crate::sql::Effects;
-use crate::wire::{Report, SqlState, backend, reply};
+use crate::wire::{Report, SqlState, TxStatus, backend, reply};
 
 /// What the question is about, as bits of its second parameter.
 const SETTINGS: u32 = 1;
@@ -68,6 +68,9 @@ const PASSING: Effects = Effects::LOOKING
 /// Effects that leave traces in the server's process, which nobody can ask for: the schema of temporary objects, loaded
 /// libraries, what those have in memory.
 const WEARING: Effects = Effects::DEFINING.and(Effects::TEMP);
+
+/// Effects that stay when their transaction is rolled back.
+const NOT_ROLLED_BACK: Effects = Effects::ADVISORY.and(Effects::PREPARE).and(Effects::DISCARD).and(Effects::LASTING);
 
 /// How often a question is asked again that the server did not answer.
 const TRIES: u8 = 3;
@@ -183,7 +186,7 @@ impl Session {
         if server.topics() != 0 || server.listens {
             return Parting::Ask;
         }
-        server.dirty = Effects::NONE;
+        (server.dirty, server.told) = (Effects::NONE, Effects::NONE);
         if server.pins.is_none() { Parting::Part } else { Parting::Stay }
     }
 
@@ -210,6 +213,7 @@ impl Session {
             crate::sql::custom_name(name.as_bytes(), &mut names);
         }
         server.asked = std::mem::replace(&mut server.dirty, Effects::NONE);
+        server.told = Effects::NONE;
         let (asked, version) = (std::mem::take(&mut server.inquiries), server.functions.version());
         let (list, topics_text, functions) = (array(&names), topics.to_string(), array(&asked));
         let next_mark = self.next_mark();
@@ -434,10 +438,23 @@ impl ServerSide {
         !effects.is_none() || !self.pins.is_none() || self.listens
     }
 
-    /// Whether its client does not know yet what it has left on it: the question about that is under way, or its answer was
-    /// not looked at.
+    /// Whether it is not known yet what its client has left on it, which was told that it has: the question about that was
+    /// not asked yet, or is under way, or its answer was not looked at.
     pub fn may_be_missed(&self) -> bool {
-        !self.asked.is_none() || self.findings.is_some()
+        !self.asked.is_none() || self.findings.is_some() || !self.told.is_none()
+    }
+
+    /// The client is told how a request of its has ended: what that may have left behind is there, unless it is lost with the
+    /// transaction that is open.
+    #[inline]
+    pub(super) fn note_told(&mut self) {
+        if !self.dirty.is_none() {
+            let lasting = match self.pipeline.tx {
+                TxStatus::Idle => Effects::ASKED.and(Effects::LASTING),
+                TxStatus::Active | TxStatus::Failed => NOT_ROLLED_BACK,
+            };
+            self.told = self.told.and(self.dirty.only(lasting));
+        }
     }
 
     /// An answer about channels that was not looked at is out of date.

@@ -16,10 +16,18 @@ pub enum Channel {
     Unlisten(Box<[u8]>),
     /// UNLISTEN *.
     UnlistenAll,
+    /// COMMIT and its like: what was said before it counts.
+    Commit,
+    /// ROLLBACK of all since the transaction began.
+    Rollback,
+    /// SAVEPOINT.
+    Savepoint(Box<[u8]>),
+    /// ROLLBACK TO SAVEPOINT.
+    RollbackTo(Box<[u8]>),
 }
 
-/// What the statements of a text say of channels, in their order. Names are as PostgreSQL will know them: folded, or
-/// unquoted, and cut to the length of a name. One that is written with Unicode escapes is left out.
+/// What the statements of a text say of channels, and of what becomes of that, in their order. Names are as PostgreSQL will
+/// know them: folded, or unquoted, and cut to the length of a name. One that is written with Unicode escapes is left out.
 pub fn channels(text: &[u8], standard_strings: bool) -> Vec<Channel> {
     let mut lexer = Lexer::new(text, standard_strings);
     let mut found = Vec::new();
@@ -32,6 +40,7 @@ pub fn channels(text: &[u8], standard_strings: bool) -> Vec<Channel> {
                 first = false;
                 let listens = word.eq_ignore_ascii_case(b"listen");
                 if !listens && !word.eq_ignore_ascii_case(b"unlisten") {
+                    found.extend(ends(word, lexer.clone()));
                     continue;
                 }
                 match lexer.next_token() {
@@ -48,7 +57,49 @@ pub fn channels(text: &[u8], standard_strings: bool) -> Vec<Channel> {
     }
 }
 
-fn said(listens: bool, mut name: Vec<u8>) -> Channel {
+/// What a statement with this first word says of the transaction that it is in.
+fn ends(word: &[u8], mut rest: Lexer<'_>) -> Option<Channel> {
+    let is = |token: Token<'_>, known: &[u8]| matches!(token, Token::Word(word) if word.eq_ignore_ascii_case(known));
+    let first = |known: &[u8]| word.eq_ignore_ascii_case(known);
+    if first(b"commit") || first(b"end") {
+        return Some(Channel::Commit);
+    }
+    let name = |token: Token<'_>| match token {
+        Token::Word(word) => Some(cut(word.to_ascii_lowercase())),
+        Token::Quoted(name) if !name.is_empty() => Some(cut(unquoted(name))),
+        _ => None,
+    };
+    if first(b"savepoint") {
+        return name(rest.next_token()).map(Channel::Savepoint);
+    }
+    if !first(b"rollback") && !first(b"abort") {
+        return None;
+    }
+    let mut next = rest.next_token();
+    if is(next, b"work") || is(next, b"transaction") {
+        next = rest.next_token();
+    }
+    if is(next, b"prepared") {
+        return None;
+    }
+    if !is(next, b"to") {
+        return Some(Channel::Rollback);
+    }
+    let mut token = rest.next_token();
+    // A savepoint may be called like that, too.
+    if is(token, b"savepoint") && matches!(rest.peek(), Token::Word(_) | Token::Quoted(_)) {
+        token = rest.next_token();
+    }
+    Some(name(token).map_or(Channel::Rollback, Channel::RollbackTo))
+}
+
+fn said(listens: bool, name: Vec<u8>) -> Channel {
+    let name = cut(name);
+    if listens { Channel::Listen(name) } else { Channel::Unlisten(name) }
+}
+
+/// A name as PostgreSQL cuts it.
+fn cut(mut name: Vec<u8>) -> Box<[u8]> {
     if name.len() > NAME_LEN {
         // A character is never cut in two (pg_mbcliplen), where it is UTF-8.
         let mut end = NAME_LEN;
@@ -57,7 +108,7 @@ fn said(listens: bool, mut name: Vec<u8>) -> Channel {
         }
         name.truncate(end);
     }
-    if listens { Channel::Listen(name.into()) } else { Channel::Unlisten(name.into()) }
+    name.into()
 }
 
 fn unquoted(name: &[u8]) -> Vec<u8> {

@@ -540,7 +540,7 @@ mod tests {
             ("set a.b = 'default'", Effects::SETTING),
             ("select set_config('a.b', f(x, '('), true), 1", Effects::CALLING),
             ("select lower('F(x)') from t where a in (1)", Effects::NONE),
-            ("select set_config($1, $2, 't')", Effects::NONE),
+            ("select set_config($1, $2, 't')", Effects::LOCAL),
             ("select set_config('a.b', 'c', $1)", Effects::SETTING),
             ("select set_config('a.b', 'c', not true)", Effects::SETTING),
             ("select \"ambassador:1\"", Effects::UNKNOWN),

@@ -40,6 +40,28 @@ impl Control {
         complete.then_some(control)
     }
 
+    /// Whether a text is PREPARE TRANSACTION.
+    pub fn prepares_transaction(text: &[u8], standard_strings: bool) -> bool {
+        let mut words = Words { lexer: Lexer::new(text, standard_strings), ahead: None };
+        words.skip_semicolons();
+        if !(words.take("prepare") && words.take("transaction") && matches!(words.peek(), Token::Str(..))) {
+            return false;
+        }
+        words.ahead = None;
+        words.at_end()
+    }
+
+    /// Whether a text begins with a ROLLBACK of a whole transaction, and says more behind it.
+    pub fn rolls_back_first(text: &[u8], standard_strings: bool) -> bool {
+        let mut words = Words { lexer: Lexer::new(text, standard_strings), ahead: None };
+        words.skip_semicolons();
+        if !(words.take("rollback") || words.take("abort")) {
+            return false;
+        }
+        let _ = words.take("work") || words.take("transaction");
+        words.peek() == Token::Punct(b';')
+    }
+
     /// Its command tag.
     pub fn tag(self) -> &'static str {
         match self {

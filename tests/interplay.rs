@@ -1,0 +1,291 @@
+//! Messages that meet each other, and what they have done to each other before: whatever they are, the answers are those that
+//! PostgreSQL gives.
+
+use crate::support::client::{Message, bind, close, execute, flush, parse, query, sync};
+use crate::support::{Ambassador, Client, shared, url};
+
+/// A database of the test's own on the shared server, and a pool of one connection to it.
+fn pooled(name: &str) -> (Ambassador, String) {
+    let mut direct = Client::new(shared().port());
+    direct.query(&format!("drop database if exists {name} with (force)"));
+    direct.query(&format!("create database {name}"));
+    (Ambassador::start(&[&url(shared()), "--pool-size", "1"]), name.to_owned())
+}
+
+fn login(port: u16, database: &str) -> Client {
+    Client::login(port, &[("user", "postgres"), ("database", database)])
+}
+
+/// What was answered, told by tags, and of errors, ends, rows and commands what they say.
+fn told(messages: &[Message]) -> Vec<String> {
+    let told = messages.iter().filter(|message| message.tag != b'S').map(|message| match message.tag {
+        b'E' => format!("E {}", message.code()),
+        b'Z' => format!("Z {}", char::from(message.body[0])),
+        b'C' => format!("C {}", String::from_utf8_lossy(&message.body).trim_end_matches('\0')),
+        b'D' => format!("D {:?}", message.columns()),
+        tag => char::from(tag).to_string(),
+    });
+    told.collect()
+}
+
+/// Sends each of these, waits for as many ends as it has, and gives all that was answered.
+fn play(client: &mut Client, steps: &[(Vec<u8>, usize)]) -> Vec<Vec<String>> {
+    let step = |(bytes, ends): &(Vec<u8>, usize)| {
+        client.send(bytes);
+        (0..*ends).flat_map(|_| told(&client.read_until(b"Z").unwrap())).collect()
+    };
+    steps.iter().map(step).collect()
+}
+
+/// The same directly and through an ambassador.
+fn same_as_directly(name: &str, setup: &[&str], steps: &[(Vec<u8>, usize)]) {
+    let (ambassador, database) = pooled(name);
+    let mut answers = Vec::new();
+    for port in [shared().port(), ambassador.port] {
+        let mut direct = login(shared().port(), &database);
+        direct.query("drop schema public cascade; create schema public");
+        setup.iter().for_each(|text| drop(direct.query(text)));
+        answers.push(play(&mut login(port, &database), steps));
+    }
+    assert_eq!(answers[1], answers[0]);
+}
+
+fn run(name: &str) -> Vec<u8> {
+    [bind("", name, &[]), execute("", 0)].concat()
+}
+
+fn text(text: &str) -> Vec<u8> {
+    [parse("", text), run("")].concat()
+}
+
+#[test]
+fn a_loan_that_is_refused_ends_like_any_other_error() {
+    same_as_directly(
+        "interplay_loan",
+        &["create table w (x int)"],
+        &[
+            ([parse("s", "select x from w"), parse("t", "select x from w"), sync()].concat(), 1),
+            (query("drop table w"), 1),
+            (query("execute s"), 1),
+            (query("select 1"), 1),
+            (query("begin"), 1),
+            (query("execute s"), 1),
+            (query("rollback"), 1),
+            ([query("execute s"), query("select 2"), query("execute s; select 3")].concat(), 3),
+            (query("select 4"), 1),
+        ],
+    );
+}
+
+#[test]
+fn a_loan_that_is_refused_while_another_is_waited_for_ends_like_any_other_error() {
+    same_as_directly(
+        "interplay_loans",
+        &["create table w (x int)"],
+        &[
+            ([parse("s", "select x from w"), sync()].concat(), 1),
+            (query("drop table w"), 1),
+            ([parse("t", "select 1"), sync(), query("execute s; execute t"), query("select 2")].concat(), 3),
+            (query("execute t"), 1),
+        ],
+    );
+}
+
+#[test]
+fn what_was_lent_under_a_name_goes_with_the_name() {
+    let batch = [text("execute s"), close(b'S', "s"), parse("s", "select 2"), text("execute s"), sync()].concat();
+    let closed = [text("execute s"), close(b'S', "s"), text("execute s"), sync()].concat();
+    let forgotten = [text("execute s"), text("deallocate all"), parse("s", "select 3"), text("execute s"), sync()];
+    same_as_directly(
+        "interplay_names",
+        &[],
+        &[
+            ([parse("s", "select 1"), sync()].concat(), 1),
+            (batch, 1),
+            (closed, 1),
+            ([parse("s", "select 1"), sync()].concat(), 1),
+            (forgotten.concat(), 1),
+            (query("execute s"), 1),
+        ],
+    );
+}
+
+#[test]
+fn what_a_client_prepares_again_by_sql_is_its_own() {
+    same_as_directly(
+        "interplay_again",
+        &[],
+        &[
+            ([parse("s", "select 1"), sync()].concat(), 1),
+            (query("deallocate all; prepare s as select 2"), 1),
+            (query("execute s"), 1),
+            (query("deallocate s"), 1),
+            ([parse("s", "select 3"), sync()].concat(), 1),
+            ([text("deallocate s"), text("prepare s as select 4"), sync()].concat(), 1),
+            (query("execute s"), 1),
+            (query("deallocate s"), 1),
+            ([parse("s", "select 5"), sync()].concat(), 1),
+            (query("deallocate s; prepare s as select 6; execute s"), 1),
+            (query("execute s"), 1),
+            (query("deallocate s; select 7"), 1),
+            (query("execute s"), 1),
+        ],
+    );
+}
+
+#[test]
+fn a_deallocate_ends_the_batch_before_it() {
+    let (ambassador, database) = pooled("interplay_deallocate");
+    for (n, port) in [shared().port(), ambassador.port].into_iter().enumerate() {
+        let mut direct = login(shared().port(), &database);
+        direct.query("drop table if exists t; create table t (n int)");
+        let mut client = login(port, &database);
+        client.exchange(&[parse("s", "select 1"), sync()].concat());
+        client.send(&[text(&format!("insert into t values ({n})")), flush()].concat());
+        client.read_until(b"C").unwrap();
+        let answers = told(&client.exchange(&query("deallocate s")));
+        assert_eq!(answers, ["C DEALLOCATE", "Z I"]);
+        assert_eq!(direct.value("select count(*) from t"), "1", "what it was told is committed");
+        assert_eq!(told(&client.exchange(&[run("s"), sync()].concat())), ["E 26000", "Z I"]);
+    }
+}
+
+#[test]
+fn what_is_prepared_under_a_local_setting_is_nobody_elses() {
+    let (ambassador, database) = pooled("interplay_local");
+    let day = "select to_char('01/02/2026'::date, 'Month')";
+    let ways: [&[&str]; 4] = [
+        &["set local datestyle = 'SQL, DMY'"],
+        &["select set_config('datestyle', 'SQL, DMY', true)"],
+        &["set local \"DateStyle\" to 'German'", "savepoint a"],
+        &["select set_config('date' || 'style', 'SQL, DMY', true)"],
+    ];
+    for (n, way) in ways.into_iter().enumerate() {
+        let day = format!("{day}, {n}");
+        let (mut client, mut other) = (login(ambassador.port, &database), login(ambassador.port, &database));
+        let row = |client: &mut Client, bytes: Vec<u8>| {
+            let messages = client.exchange(&[bytes, sync()].concat());
+            let row = messages.iter().find(|m| m.tag == b'D').unwrap_or_else(|| panic!("{messages:?}"));
+            row.columns()[0].clone().unwrap().trim().to_owned()
+        };
+        client.query("begin");
+        way.iter().for_each(|text| drop(client.query(text)));
+        let february = row(&mut client, [parse("s", &day), run("s")].concat());
+        assert_eq!(february, "February", "{way:?}");
+        client.query("commit");
+        assert_eq!(row(&mut other, [parse("x", &day), run("x")].concat()), "January", "{way:?}");
+        // What was read once stays so, wherever it is run.
+        assert_eq!(row(&mut client, run("s")), "February", "{way:?}");
+        // The same the other way round.
+        client.query("begin");
+        way.iter().for_each(|text| drop(client.query(text)));
+        assert_eq!(row(&mut client, [parse("y", &day), run("y")].concat()), "February", "{way:?}");
+        // The unnamed one as well.
+        client.exchange(&[parse("", &day), sync()].concat());
+        client.query("commit");
+    }
+}
+
+#[test]
+fn a_local_setting_stays_when_something_is_prepared_again() {
+    let (ambassador, database) = pooled("interplay_again_local");
+    let mut client = login(ambassador.port, &database);
+    client.exchange(&[parse("s", "select 'x', now()"), sync()].concat());
+    client.query("set timezone = 'Europe/Berlin'");
+    // Others take the connection, until it does not have the statement any more.
+    let mut other = login(ambassador.port, &database);
+    other.query("deallocate all");
+    client.query("begin");
+    client.query("set local timezone = 'Asia/Tokyo'");
+    client.exchange(&[run("s"), sync()].concat());
+    assert_eq!(client.value("show timezone"), "Asia/Tokyo");
+    client.query("commit");
+    assert_eq!(client.value("show timezone"), "Europe/Berlin");
+}
+
+/// A pool of one connection on which another client has moved two sequences.
+fn moved(name: &str) -> (Ambassador, Client, Client) {
+    let (ambassador, database) = pooled(name);
+    let mut other = login(ambassador.port, &database);
+    other.query("create table t (n int)");
+    other.query("create sequence a");
+    other.query("create sequence b start 100");
+    other.query("select nextval('a'), nextval('b')");
+    let client = login(ambassador.port, &database);
+    (ambassador, other, client)
+}
+
+#[test]
+fn a_number_of_another_client_is_not_told_behind_an_error() {
+    let refused = ["E 55000", "Z I"];
+    {
+        let (_ambassador, _other, mut client) = moved("interplay_failed");
+        for text in ["begin", "select 1/0", "select currval('b')", "rollback"] {
+            client.exchange(&query(text));
+        }
+        assert_eq!(told(&client.exchange(&query("select currval('b')"))).last_chunk::<2>().unwrap(), &refused);
+    }
+    let (_ambassador, _other, mut client) = moved("interplay_batch");
+    client.exchange(&[text("select 1/0"), text("select currval('b')"), sync()].concat());
+    assert_eq!(told(&client.exchange(&query("select currval('b')"))).last_chunk::<2>().unwrap(), &refused);
+    let (_ambassador, _other, mut client) = moved("interplay_batches");
+    let batch = [text("select 1/0"), text("select currval('b')"), sync(), text("select currval('b')"), sync()];
+    let answers = play(&mut client, &[(batch.concat(), 2)]);
+    assert_eq!(answers[0].last_chunk::<2>().unwrap(), &refused, "{answers:?}");
+}
+
+#[test]
+fn to_ask_for_a_sequence_right_behind_an_error_costs_no_transaction() {
+    let (_ambassador, mut other, mut client) = moved("interplay_lost");
+    for text in ["begin", "insert into t values (1)", "savepoint a"] {
+        client.query(text);
+    }
+    let answers = play(&mut client, &[([query("select 1/0"), query("select currval('a')")].concat(), 2)]);
+    assert_eq!(answers[0], ["E 22012", "Z E", "E 25P02", "Z E"]);
+    client.query("rollback to a");
+    client.query("commit");
+    assert_eq!(other.value("select count(*) from t"), "1");
+}
+
+#[test]
+fn to_ask_for_a_sequence_right_behind_what_drops_all_statements_is_no_end() {
+    for first in ["deallocate all", "select name from pg_prepared_statements", "discard plans"] {
+        let (_ambassador, mut other, mut client) = moved("interplay_dropped");
+        // Our own statement for it is there.
+        client.exchange(&query("select currval('a')"));
+        other.query("select 1");
+        let answers = play(&mut client, &[([query(first), query("select currval('a')")].concat(), 2)]);
+        assert_eq!(answers[0].last_chunk::<2>().unwrap(), &["E 55000", "Z I"], "{first}: {answers:?}");
+    }
+}
+
+#[test]
+fn an_unlisten_that_is_rolled_back_where_it_stands_is_none() {
+    let (ambassador, database) = pooled("interplay_unlisten");
+    let batch = |texts: &[&str]| [texts.iter().flat_map(|sql| text(sql)).collect(), sync()].concat();
+    let ways: [Vec<Vec<u8>>; 6] = [
+        vec![query("begin; unlisten c; rollback")],
+        vec![query("begin"), query("unlisten c; rollback")],
+        vec![query("begin"), query("savepoint a; unlisten c; rollback to a"), query("commit")],
+        vec![query("begin"), query("savepoint a"), query("unlisten *; rollback to savepoint a"), query("commit")],
+        vec![batch(&["begin", "unlisten c", "rollback"])],
+        vec![query("begin"), batch(&["unlisten *", "rollback"])],
+    ];
+    for (n, way) in ways.iter().enumerate() {
+        let mut client = login(ambassador.port, &database);
+        client.query("listen c");
+        way.iter().for_each(|bytes| drop(client.exchange(bytes)));
+        let told = client.exchange(&query("notify c"));
+        assert!(told.iter().any(|message| message.tag == b'A'), "way {n}");
+    }
+    // And one that is not.
+    for text in
+        ["begin; unlisten c; commit", "unlisten c; savepoint a", "begin; unlisten c; savepoint a; rollback to a; end"]
+    {
+        let mut client = login(ambassador.port, &database);
+        client.query("listen c");
+        client.exchange(&query(text));
+        let told = client.exchange(&query("notify c"));
+        assert_eq!(told.iter().any(|message| message.tag == b'A'), text.starts_with("unlisten"), "{text}");
+    }
+}
