@@ -214,7 +214,16 @@ impl Generator {
             return self.push([batch.concat(), sync()].concat(), b"Z", 1, format!("extended {sql}"));
         }
         if self.random.one_in(12) {
-            let sql = self.reference();
+            let sql = match self.random.below(4) {
+                0 => format!("{}; {}", self.reference(), self.reference()),
+                1 => {
+                    let name = *self.random.choose(&["s1", "\"S1\""]);
+                    let dropped = *self.random.choose(&["all", name]);
+                    let end = if self.random.one_in(2) { format!("; execute {name}") } else { String::new() };
+                    format!("deallocate {dropped}; prepare {name} as select 'by sql'{end}")
+                }
+                _ => self.reference(),
+            };
             return self.push(query(&sql), b"Z", 1, sql);
         }
         let before = self.tx;

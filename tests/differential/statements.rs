@@ -256,6 +256,8 @@ pub const CHANNELS: &[&str] = &[
     "unlisten @",
     "unlisten @_other",
     "unlisten *",
+    "savepoint a; unlisten @; rollback to a",
+    "unlisten @; savepoint b; rollback to b",
     "notify @",
     "notify @, 'payload #'",
     "notify @, 'payload #'",
