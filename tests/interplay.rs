@@ -92,6 +92,74 @@ fn a_loan_that_is_refused_while_another_is_waited_for_ends_like_any_other_error(
 }
 
 #[test]
+fn a_loan_that_is_refused_ends_whatever_stands_in_front_of_it_or_behind() {
+    let prepared = [
+        parse("gone", "select x from w"),
+        parse("one", "select 1"),
+        parse("sets", "prepare z as select 1"),
+        parse("a", "select 2"),
+        sync(),
+    ];
+    same_as_directly(
+        "interplay_behind",
+        &["create table w (x int)", "create table t (n int)"],
+        &[
+            (prepared.concat(), 1),
+            (query("drop table w"), 1),
+            (query("execute gone; copy t to stdout"), 1),
+            (query("execute one; copy t to stdout"), 1),
+            (query("begin"), 1),
+            (query("execute gone; execute sets; execute one"), 1),
+            (query("rollback"), 1),
+            ([parse("", "no sql"), query("execute one"), text("select 3"), sync()].concat(), 1),
+            ([parse("", "no sql"), query("deallocate a"), sync()].concat(), 1),
+            ([parse("", "no sql"), query("reset all"), text("select 3"), sync()].concat(), 1),
+            ([query("select 4"), query("deallocate a; select 5")].concat(), 2),
+            ([parse("a", "select 6"), text("execute a"), sync()].concat(), 1),
+        ],
+    );
+}
+
+#[test]
+fn what_a_refused_query_would_have_unlistened_is_listened_to() {
+    let (ambassador, database) = pooled("interplay_refused");
+    let mut client = login(ambassador.port, &database);
+    client.query("create table w (x int); listen c");
+    let statements =
+        [parse("gone", "select x from w"), parse("sets", "prepare z as select 1"), parse("one", "select 1")];
+    client.exchange(&[statements.concat(), sync()].concat());
+    client.query("drop table w; listen c");
+    let refused = client.exchange(&query("unlisten c; execute gone; execute sets; execute one"));
+    assert_eq!(told(&refused), ["E 42P01", "Z I"]);
+    client.query("select 1");
+    assert!(client.exchange(&query("notify c")).iter().any(|message| message.tag == b'A'));
+}
+
+#[test]
+fn statements_of_ours_that_are_hidden_right_behind_their_making_are_made_again() {
+    let (ambassador, database) = pooled("interplay_hidden");
+    let (mut client, mut other) = (login(ambassador.port, &database), login(ambassador.port, &database));
+    client.query("create sequence a");
+    client.query("select nextval('a')");
+    for text in ["begin", "commit"] {
+        other.query(text);
+    }
+    for round in 0..3 {
+        other.query("begin");
+        assert_eq!(other.value("select count(*) from pg_prepared_statements"), "0", "round {round}");
+        other.query("commit");
+        let asked = other.exchange(&query("select currval('a') from pg_prepared_statements"));
+        assert_eq!(told(&asked).last().unwrap(), "Z I", "round {round}");
+        other.exchange(&[query("set work_mem = '2MB'"), query("table pg_prepared_statements")].concat());
+        other.read_until(b"Z").unwrap();
+        client.query("begin");
+        assert_eq!(client.value("select 1"), "1", "round {round}");
+        client.query("commit");
+        assert!(told(&client.exchange(&query("select currval('a')"))).contains(&"E 55000".to_owned()), "round {round}");
+    }
+}
+
+#[test]
 fn what_was_lent_under_a_name_goes_with_the_name() {
     let batch = [text("execute s"), close(b'S', "s"), parse("s", "select 2"), text("execute s"), sync()].concat();
     let closed = [text("execute s"), close(b'S', "s"), text("execute s"), sync()].concat();
@@ -184,6 +252,24 @@ fn what_is_prepared_under_a_local_setting_is_nobody_elses() {
         client.exchange(&[parse("", &day), sync()].concat());
         client.query("commit");
     }
+}
+
+#[test]
+fn a_local_setting_that_a_parameter_names_counts_like_any_other() {
+    let (ambassador, database) = pooled("interplay_named");
+    let (mut client, mut other) = (login(ambassador.port, &database), login(ambassador.port, &database));
+    let february = |client: &mut Client, name: &str| {
+        let text = "select to_char('01/02/2026'::date, 'Month'), 'named'";
+        let messages = client.exchange(&[parse(name, text), run(name), sync()].concat());
+        messages.iter().any(|message| message.tag == b'D' && message.columns()[0].as_ref().unwrap().starts_with("Feb"))
+    };
+    client.query("begin");
+    let values = [Some("DateStyle"), Some("SQL, DMY")];
+    let set = [parse("", "select set_config($1, $2, true)"), bind("", "", &values), execute("", 0), sync()];
+    client.exchange(&set.concat());
+    assert!(february(&mut client, "s"));
+    client.query("commit");
+    assert!(!february(&mut other, "x"));
 }
 
 #[test]

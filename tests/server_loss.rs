@@ -246,6 +246,36 @@ fn f3_who_believes_to_have_what_was_lost_with_the_server_is_closed() {
 }
 
 #[test]
+fn f3_a_query_that_waits_when_its_server_is_lost_is_answered() {
+    let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "1"]);
+    let mut client = Client::new(ambassador.port);
+    client.exchange(&[parse("p", "select 1"), parse("q", "select 2"), sync()].concat());
+    client.send(&[query("select pg_sleep(3600), 'loss waits'"), query("deallocate p; execute q")].concat());
+    wait_until("the query runs", || is_running(shared().port(), "loss waits"));
+    terminate(shared().port(), &backends(&ambassador));
+    assert_eq!(errors(&client.read_until(b"Z").unwrap()), pair("ERROR", "57P01"));
+    assert_eq!(errors(&client.read_until(b"Z").unwrap()), []);
+    // Behind a BEGIN that was on its way.
+    let chaos = Chaos::start(shared().port());
+    let ambassador = Ambassador::start(&[through(&chaos).as_str(), "--pool-size", "1"]);
+    let mut client = Client::new(ambassador.port);
+    client.query("begin");
+    client.query("commit");
+    client.query("begin");
+    chaos.set(Way::ToClient, Rule { stalled: true, ..Rule::default() });
+    client.send(&query("listen loss_waits"));
+    let state = format!("select state || wait_event from pg_stat_activity where pid = {}", backends(&ambassador)[0]);
+    let mut direct = Client::new(shared().port());
+    wait_until("it has begun", || direct.value(&state) == "activeClientRead");
+    chaos.end_all(How::Close);
+    chaos.calm();
+    let messages = client.read_until(b"Z").unwrap();
+    assert_eq!((errors(&messages), status(&messages)), (pair("ERROR", "08006"), b'E'));
+    client.query("rollback");
+    assert_eq!(client.value("select 1"), "1");
+}
+
+#[test]
 fn f3_what_was_found_in_a_text_that_its_server_never_saw_says_nothing_of_the_next() {
     let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "1"]);
     let (mut client, mut other) = (Client::new(ambassador.port), Client::new(ambassador.port));

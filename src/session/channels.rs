@@ -267,6 +267,14 @@ impl Session {
         }
     }
 
+    /// What was noted last of a text that waits was not sent.
+    pub(super) fn unmark(&mut self, count: usize) {
+        if let Some(channels) = self.channels.as_mut().filter(|_| count > 0) {
+            channels.unlistened.truncate(channels.unlistened.len().saturating_sub(count));
+            self.marks -= count;
+        }
+    }
+
     /// Sends the marks of the UNLISTENs before it.
     pub(super) fn send_marks(&mut self, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
         let count = std::mem::take(&mut self.marks);

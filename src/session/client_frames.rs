@@ -417,10 +417,17 @@ impl Session {
                     self.analysed = Some(analysis);
                     return Ok(fare);
                 }
+                // Behind a text that resets something there is a Sync of ours, and an error before it would end there.
+                let resets = analysis.effects.has(Effects::RESET) && !self.startup.is_empty();
+                if resets && server.pipeline.batch_of_client && server.will_settle() {
+                    self.analysed = Some(analysis);
+                    return Ok(wait_for_quiet(to_server));
+                }
                 if let Some(fare) = self.concerns_sequences(analysis.effects, server, to_server) {
                     self.analysed = Some(analysis);
                     return Ok(fare);
                 }
+                let marks = self.marks;
                 if analysis.effects.has(LISTENING)
                     && let Some(fare) = self.concerns_channels(analysis.effects, cut.body(input), server, to_server)
                 {
@@ -434,14 +441,22 @@ impl Session {
                     let text = frontend::query(cut.body(input));
                     let alone = analysis.statements == 1 && cut.is_whole();
                     let dropped = if alone { self.deallocate(text, server, to_server, to_client) } else { None };
-                    let alone = !server.pipeline.batch_open || self.waits_with_loans;
+                    let alone = !server.pipeline.batch_of_client;
                     let fare = dropped.or_else(|| self.lend_to_query(shared, text, server, to_server));
                     if let Some(fare) = fare {
                         if matches!(fare, Fare::Wait(_)) {
                             self.analysed = Some(analysis);
                             self.waits_with_loans = alone && self.has_loans();
+                            self.unmark(self.marks.saturating_sub(marks));
                         }
                         return Ok(fare);
+                    }
+                    // No Sync of ours can follow it at once.
+                    if analysis.copies && self.has_loans() && server.will_settle() {
+                        self.analysed = Some(analysis);
+                        self.waits_with_loans = alone;
+                        self.unmark(self.marks.saturating_sub(marks));
+                        return Ok(wait_for_quiet(to_server));
                     }
                     self.waits_with_loans = false;
                 }
@@ -625,7 +640,7 @@ impl Session {
         let query = sql::without_trace(parse.query, self.standard_strings).unwrap_or(parse.query);
         let parse = frontend::Parse { query, ..parse };
         let analyse = || sql::analyse(parse.query, self.standard_strings);
-        let mut statement = if server.is_unsettled() {
+        let mut statement = if server.is_unsettled_for(parse.query) {
             shared.statements.private(parse.query, parse.types, analyse())
         } else {
             shared.statements.intern(parse.query, parse.types, &self.settings, analyse)
@@ -851,6 +866,9 @@ impl Session {
     fn bound(&mut self, analysis: Analysis, text: &[u8], body: &[u8], server: &mut ServerSide) {
         self.counts.binds += 1;
         self.answered_batch = None;
+        if analysis.effects.has(Effects::LOCAL_NAMED) && sql::reads_constants(frontend::bind_values(body)) {
+            server.soil(Effects::LOCAL);
+        }
         if self.marks > 0 && !analysis.effects.has(LISTENS) {
             self.note_unlisten(text);
         }
@@ -1086,7 +1104,7 @@ impl Session {
         statement: Arc<Statement>,
         server: &ServerSide,
     ) -> Option<Arc<Statement>> {
-        let unsettled = server.is_unsettled();
+        let unsettled = server.is_unsettled_for(&statement.query);
         if statement.is_meant_by(&self.settings) && !unsettled {
             return Some(statement);
         }
@@ -1098,6 +1116,10 @@ impl Session {
             return None;
         }
         let analysis = statement.analysis;
+        let for_now = unsettled && server.is_unsettled_for_now();
+        if for_now && let Some((_, copy)) = self.copies.iter().find(|(of, _)| *of == statement.id) {
+            return Some(Arc::clone(copy));
+        }
         let now = if unsettled {
             shared.statements.private(&statement.query, &statement.types, analysis)
         } else {
@@ -1106,7 +1128,9 @@ impl Session {
             shared.statements.intern_read_by(query, types, &self.settings, &reading, || analysis)
         };
         // Where only this transaction has other settings, what was meant before counts again behind it.
-        if !(unsettled && server.is_unsettled_for_now()) {
+        if for_now {
+            self.copies.push((statement.id, Arc::clone(&now)));
+        } else {
             self.prepared.replace(name, &now);
         }
         Some(now)
@@ -1276,7 +1300,7 @@ impl Session {
 
     /// An answer of our own: now if nothing is owed before it, else when its turn comes.
     fn answer_ourselves(&mut self, server: &mut ServerSide, bytes: Vec<u8>, note: Note, to_client: &mut Vec<u8>) {
-        server.pipeline.batch_open = true;
+        (server.pipeline.batch_open, server.pipeline.batch_of_client) = (true, true);
         if server.pipeline.owed.is_empty() {
             to_client.extend(bytes);
             match note {

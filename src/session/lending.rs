@@ -83,8 +83,9 @@ impl Session {
         }
         let references = references(frontend::query(text), self.standard_strings);
         let drops = references.iter().any(|reference| reference.verb == Verb::Deallocate);
-        if drops && self.lending.as_ref().is_some_and(|lending| !lending.deallocates.is_empty()) && server.will_settle()
-        {
+        // Whether an earlier text has dropped what it says is known when that is answered; and an error in the client's own
+        // batch before this would end at the Sync of ours behind it.
+        if (drops || server.pipeline.batch_of_client) && server.will_settle() && !self.waits_with_loans {
             return Some(wait_for_quiet(to_server));
         }
         let (mut gone, mut all_gone) = (Vec::new(), false);

@@ -30,19 +30,21 @@ impl Session {
         // What it was lent is gone with it, and what was found in a text that waits is for the orphan to find.
         self.lending = None;
         self.waits_with_loans = false;
+        self.copies = Vec::new();
         self.analysed = None;
         self.parameters_told = false;
         // And so is what its UNLISTENs were to be seen by.
         self.marks = 0;
         // The client may be in one that has begun on the server only with what it was sent last.
         let was_open = server.pipeline.tx.is_open() || self.tx.is_open();
-        let Pipeline { owed, batch_open, skipping, .. } = std::mem::replace(&mut server.pipeline, Pipeline::new());
+        let Pipeline { owed, batch_of_client, skipping, .. } = std::mem::replace(&mut server.pipeline, Pipeline::new());
         let commits = |kind| matches!(kind, Kind::Query { commits: true } | Kind::Execute { commits: true });
         let unknown = owed.iter().any(|o| commits(o.kind));
         // After the loss of an open transaction the client is in a failed one, unless its end was among what was asked.
         let status = if was_open && !unknown { TxStatus::Failed } else { TxStatus::Idle };
         let report = if unknown { unknown_outcome(cause) } else { cause.clone() };
-        let idle = owed.is_empty() && !batch_open && !skipping;
+        let of_client = |owed: &super::pipeline::Owed| owed.fate == super::pipeline::Fate::Forward;
+        let idle = !owed.iter().any(of_client) && !batch_of_client && !skipping;
         let mut told = skipping;
         let mut notes = Vec::new();
         for owed in owed {
@@ -77,7 +79,7 @@ impl Session {
         }
         if told || skipping {
             self.skipping = true;
-        } else if batch_open {
+        } else if batch_of_client {
             // Everything sent was answered, but the batch's Sync is still to come: it fails now.
             report.write(to_client);
             self.skipping = true;

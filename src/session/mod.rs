@@ -82,6 +82,9 @@ pub struct Session {
     sql_prepared: Option<Box<SqlPrepared>>,
     /// What it has prepared by the protocol, and speaks of in SQL.
     lending: Option<Box<lending::Lending>>,
+    /// What stands for statements until the transaction ends, which has set otherwise how their constants are read: their
+    /// numbers, and theirs.
+    copies: Vec<(u64, Arc<prepared::Statement>)>,
     /// A Query waits, to which something was lent already.
     waits_with_loans: bool,
     /// A message of this batch may have reset settings; the role as well?
@@ -395,6 +398,7 @@ impl Session {
             settings,
             sql_prepared: None,
             lending: None,
+            copies: Vec::new(),
             waits_with_loans: false,
             resets: None,
             restoring: None,

@@ -147,6 +147,8 @@ pub(super) struct Pipeline {
     pub(super) copy: Copy,
     /// Extended-protocol messages were sent and no Sync since: an implicit transaction is open.
     pub(super) batch_open: bool,
+    /// Some of these are the client's, who will send the Sync: what is ours alone ends with the client's Query, if one comes.
+    pub(super) batch_of_client: bool,
     /// An extended-protocol message failed: the server skips everything until Sync.
     pub(super) skipping: bool,
     /// Something of the client's has failed since the last ReadyForQuery.
@@ -162,6 +164,7 @@ impl Pipeline {
             tx: TxStatus::Idle,
             copy: Copy::None,
             batch_open: false,
+            batch_of_client: false,
             skipping: false,
             failed: false,
             ambiguous: false,
@@ -182,6 +185,11 @@ impl Pipeline {
     /// Whether nothing that is owed behind the answer at hand is for the client.
     pub(super) fn owes_client_only_this(&self) -> bool {
         self.owed.iter().skip(1).all(|owed| owed.fate == Fate::Behind)
+    }
+
+    /// Whether something of this kind is on its way.
+    pub(super) fn owes(&self, is: impl Fn(&Note) -> bool) -> bool {
+        self.owed.iter().filter_map(|owed| owed.note.as_deref()).any(is)
     }
 
     /// Whether a message that is sent now will be accepted in any case, unless one of its own batch fails before it.
@@ -208,8 +216,13 @@ impl Pipeline {
             | Kind::DescribeStatement
             | Kind::DescribePortal
             | Kind::Execute { .. }
-            | Kind::Close => self.batch_open = true,
-            Kind::Sync | Kind::Query { .. } | Kind::Function => self.batch_open = false,
+            | Kind::Close => {
+                self.batch_open = true;
+                self.batch_of_client |= owed.fate == Fate::Forward;
+            }
+            Kind::Sync | Kind::Query { .. } | Kind::Function => {
+                (self.batch_open, self.batch_of_client) = (false, false)
+            }
             Kind::CopyEnd | Kind::Own => {}
         }
         self.owed.push_back(owed);
@@ -275,7 +288,7 @@ impl Pipeline {
         let ends = |o: &Owed| matches!(o.kind, Kind::Sync | Kind::Query { .. } | Kind::Function);
         let closed = self.owed.iter().skip_while(|o| o.kind != Kind::CopyEnd).any(ends);
         if !closed && matches!(self.owed.front(), Some(Owed { kind: Kind::Execute { .. }, .. })) {
-            self.batch_open = true;
+            (self.batch_open, self.batch_of_client) = (true, true);
         }
         self.copy = Copy::In { stray_syncs: 0, ended };
     }

@@ -255,10 +255,22 @@ impl Session {
             Note::Dropped { statement, sent } => server.prepared.settle(statement.id, sent, true),
             Note::Closed { name } => self.prepared.confirm(&name),
             Note::Reply(bytes) => to_client.edit().extend(bytes),
-            Note::OwnMade(own) => server.prepared.own |= own.bit(),
+            // Both may be on their way, each with its mark set when it was sent: the later one counts.
+            Note::OwnMade(own) if !server.pipeline.owes(|note| matches!(note, Note::OwnGone(gone) if *gone == own)) => {
+                server.prepared.own |= own.bit();
+            }
+            Note::OwnGone(own) if !server.pipeline.owes(|note| matches!(note, Note::OwnMade(made) if *made == own)) => {
+                server.prepared.own &= !own.bit();
+            }
             Note::Forgot => server.forgets_in = None,
             Note::Mark(number) => self.mark_is_answered(number, server),
-            Note::OwnGone(_) | Note::Begun | Note::Lent | Note::Restoring | Note::Restored | Note::Unlistened => {}
+            Note::OwnMade(_)
+            | Note::OwnGone(_)
+            | Note::Begun
+            | Note::Lent
+            | Note::Restoring
+            | Note::Restored
+            | Note::Unlistened => {}
             Note::Limit => server.limit_is_told(),
             Note::Asked => {
                 if let Some(findings) = &mut server.findings {
@@ -489,10 +501,11 @@ impl Session {
         {
             (*client, *held) = (None, None);
         }
+        // A Query behind a loan that fails is skipped as well, and the Sync of ours behind it is answered in its place.
+        let loan = server.pipeline.owed.front().is_some_and(|front| front.fate == Fate::Swallow);
         let (mut notes, mut ends) = (Vec::new(), false);
         for owed in server.pipeline.owed.drain(..skipped) {
-            // It is skipped as well, and the Sync of ours behind it is answered in its place.
-            ends |= owed.fate == Fate::Forward && matches!(owed.kind, Kind::Query { .. } | Kind::Function);
+            ends |= loan && owed.fate == Fate::Forward && matches!(owed.kind, Kind::Query { .. } | Kind::Function);
             notes.extend(owed.note);
         }
         for note in notes.into_iter().rev() {

@@ -9,6 +9,7 @@
 use super::functions::{self, ASKED};
 use super::pipeline::{Kind, Note, Owed};
 use super::prepared::Own;
+use super::reading;
 use super::{Interners, Outbound, Params, Pin, Pins, ServerSide, Session};
 use crate::sql::Effects;
 use crate::wire::{Report, SqlState, TxStatus, backend, reply};
@@ -62,6 +63,7 @@ const PASSING: Effects = Effects::LOOKING
     .and(Effects::INSERTING)
     .and(Effects::SEQUENCE)
     .and(Effects::CALLING)
+    .and(Effects::LOCAL_NAMED)
     .and(Effects::FUNCTIONS)
     .and(Effects::DEFINING);
 
@@ -187,6 +189,7 @@ impl Session {
             return Parting::Ask;
         }
         (server.dirty, server.told) = (Effects::NONE, Effects::NONE);
+        self.copies = Vec::new();
         if server.pins.is_none() { Parting::Part } else { Parting::Stay }
     }
 
@@ -354,6 +357,12 @@ impl ServerSide {
     #[inline]
     pub(super) fn is_unsettled(&self) -> bool {
         self.dirty.and(self.asked).and(self.unanswered).has(Effects::MEANING) || self.pins.has(Pin::Temporary)
+    }
+
+    /// The same for one statement: that constants are read otherwise is of no interest where there are none.
+    #[inline]
+    pub(super) fn is_unsettled_for(&self, query: &[u8]) -> bool {
+        self.is_unsettled() && (!self.is_unsettled_for_now() || reading::may_have_constants(query))
     }
 
     /// Whether that is so until the end of the transaction only.

@@ -90,6 +90,9 @@ impl Effects {
     /// Sets for the rest of the transaction by what constants are read ([`READING`]): SET LOCAL, set_config(..., true).
     pub const LOCAL: Self = Self(1 << 23);
 
+    /// The same, if a parameter says so: its value is the name.
+    pub const LOCAL_NAMED: Self = Self(1 << 24);
+
     /// Effects that only the server itself can say the outcome of.
     pub const ASKED: Self = Self(
         Self::SETTING.0
@@ -444,6 +447,11 @@ fn local(name: &[u8]) -> Effects {
     if read_by { Effects::LOCAL } else { Effects::NONE }
 }
 
+/// Whether one of these values names a setting that constants are read by.
+pub fn reads_constants<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> bool {
+    values.any(|value| local(value) == Effects::LOCAL)
+}
+
 /// What a call of `set_config` leaves behind, of which `ahead` stands behind the name: hardly anything if it is said to be
 /// local.
 pub(super) fn set_config(mut ahead: Lexer<'_>) -> Effects {
@@ -453,6 +461,7 @@ pub(super) fn set_config(mut ahead: Lexer<'_>) -> Effects {
     start.next_token();
     let name = match (start.next_token(), start.next_token()) {
         (Token::Str(StrKind::Plain, name), Token::Punct(b',')) => local(name),
+        (Token::Param, Token::Punct(b',')) => Effects::LOCAL_NAMED,
         // It is made up when it is run.
         _ => Effects::LOCAL,
     };
@@ -516,7 +525,8 @@ mod tests {
             ("SET LOCAL TIME ZONE 'UTC'", Effects::LOCAL),
             ("select set_config('timezone', 'UTC', true)", Effects::LOCAL),
             ("select set_config('search_path', $1, true), set_config('a.b', $2, 'true')", Effects::NONE),
-            ("select set_config($1, $2, true)", Effects::LOCAL),
+            ("select set_config($1, $2, true)", Effects::LOCAL_NAMED),
+            ("select set_config(a, $2, true) from b", Effects::LOCAL),
             ("set x = 1", Effects::SETTING),
             // Settings of an extension that is called like a keyword.
             ("set local.x = 1", Effects::SETTING),
@@ -540,7 +550,7 @@ mod tests {
             ("set a.b = 'default'", Effects::SETTING),
             ("select set_config('a.b', f(x, '('), true), 1", Effects::CALLING),
             ("select lower('F(x)') from t where a in (1)", Effects::NONE),
-            ("select set_config($1, $2, 't')", Effects::LOCAL),
+            ("select set_config($1, $2, 't')", Effects::LOCAL_NAMED),
             ("select set_config('a.b', 'c', $1)", Effects::SETTING),
             ("select set_config('a.b', 'c', not true)", Effects::SETTING),
             ("select \"ambassador:1\"", Effects::UNKNOWN),

@@ -13,7 +13,7 @@ pub mod statements;
 pub mod trace;
 
 pub use channels::{Channel, channels};
-pub use classify::{Analysis, Command, Effects, READING, analyse, analyse_beginning};
+pub use classify::{Analysis, Command, Effects, READING, analyse, analyse_beginning, reads_constants};
 pub use control::Control;
 pub use lexer::{Lexer, StrKind, Token};
 pub use names::{custom_name, custom_names};

@@ -203,7 +203,11 @@ pub fn body(text: &[u8]) -> Body {
             }
             Token::Word(word) | Token::Quoted(word) => {
                 let found = match classify::telling(word) {
-                    Effects::SETTING => classify::set_config(lexer.clone()),
+                    // What its own parameters are nobody sees.
+                    Effects::SETTING => match classify::set_config(lexer.clone()) {
+                        Effects::LOCAL_NAMED => Effects::LOCAL,
+                        found => found,
+                    },
                     found => found.only(LASTING),
                 };
                 effects = effects.and(found);
