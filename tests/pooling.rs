@@ -80,6 +80,40 @@ fn in_transaction_mode_a_server_is_kept_for_a_transaction_and_no_longer() {
 }
 
 #[test]
+fn a_server_that_a_client_only_likes_to_keep_stays_while_half_a_message_is_on_its_way_to_it() {
+    Client::new(shared().port()).query(
+        "drop table if exists pooling_half; drop sequence if exists pooling_half_s; \
+         create table pooling_half (n int); create sequence pooling_half_s",
+    );
+    for asked_before in [false, true] {
+        let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "1"]);
+        let (mut one, mut two) = (Client::new(ambassador.port), Client::new(ambassador.port));
+        let ask = |two: &mut Client| {
+            two.send(&query("select 'whole'"));
+            wait_until("the other waits", || pool(&ambassador, WAITING) == 1);
+        };
+        one.query("select nextval('pooling_half_s')");
+        wait_until("it keeps its server", || ambassador.show("PINS").len() == 1);
+        one.send(&query("copy pooling_half from stdin"));
+        assert_eq!(one.read().unwrap().tag, b'G');
+        if asked_before {
+            ask(&mut two);
+        }
+        let half = message(b'd', &vec![b'x'; 300_000]);
+        let (front, rest) = half.split_at(200_000);
+        one.send(&[&message(b'd', b"no number\n"), front].concat());
+        let failed = one.read_until(b"Z").unwrap();
+        assert_eq!((failed[0].tag, failed[0].code().as_str()), (b'E', "22P02"), "{failed:?}");
+        if !asked_before {
+            ask(&mut two);
+        }
+        one.send(rest);
+        assert_eq!(two.read_until(b"Z").unwrap()[1].columns()[0].as_deref(), Some("whole"), "{asked_before}");
+        assert_eq!(one.value("select 1"), "1");
+    }
+}
+
+#[test]
 fn in_session_mode_a_server_is_kept_until_its_client_leaves_and_is_clean_then() {
     let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "1", "--pool-mode", "session"]);
     let mut one = Client::new(ambassador.port);

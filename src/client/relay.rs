@@ -384,8 +384,8 @@ impl Relay {
                 self.listed.entry.carried_out(order);
                 if let Server::Leased(lease) = &mut self.server {
                     let pool = Arc::clone(lease.pool());
-                    let quiet = lease.output.is_empty() && lease.input.is_empty();
-                    if quiet && self.session.tx() == TxStatus::Idle && lease.side.yields() {
+                    let may_go = is_drained(lease) && self.session.may_release(&lease.side);
+                    if may_go && self.session.tx() == TxStatus::Idle && lease.side.yields() {
                         self.pins_are(Pins::NONE);
                         let now = self.clock.now();
                         self.release(now);
@@ -599,7 +599,7 @@ impl Relay {
                 Report::ours(SqlState::ACTIVE_TRANSACTION, "transaction blocks not allowed in statement pooling mode");
             return Err(Stop::Fatal(report));
         }
-        let mut parting = if lease.output.is_empty() && lease.input.is_empty() {
+        let mut parting = if is_drained(lease) {
             self.session.parting(&self.upstream.interners, &mut lease.side)
         } else {
             Parting::Stay
@@ -607,8 +607,8 @@ impl Relay {
         // Until it goes: it is asked for but once.
         if self.wanted_back
             && parting == Parting::Stay
-            && !lease.side.tx().is_open()
-            && lease.output.is_empty()
+            && is_drained(lease)
+            && self.session.may_release(&lease.side)
             && lease.side.yields()
         {
             parting = Parting::Part;
@@ -928,8 +928,11 @@ impl Relay {
             scratch::keep(&mut self.input, &data[taken..]);
             Ok(Step::Progress)
         })?;
-        // The server was kept for a frame that then needed none.
-        if again && !self.quiet && matches!(&self.server, Server::Leased(lease) if !lease.side.is_busy()) {
+        // The server was kept for a frame that then needed none, or for the rest of one that is not answered.
+        if (again || self.wanted_back)
+            && !self.quiet
+            && matches!(&self.server, Server::Leased(lease) if !lease.side.is_busy())
+        {
             self.after_server_input()?;
         }
         Ok(step)
@@ -1514,6 +1517,12 @@ fn may_be_own(input: &[u8]) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether nothing is on its half way, neither to the server nor from it.
+#[inline]
+fn is_drained(lease: &Lease) -> bool {
+    lease.output.is_empty() && lease.input.is_empty()
 }
 
 /// What came of a question to us.
