@@ -1,11 +1,15 @@
 //! Pools: who gets a server when, how many there are, and what is left of the one before.
 
 use crate::support::client::{bind, close, execute, message, parse, query, sync};
-use crate::support::{Ambassador, Client, binaries, shared, url, wait_until};
+use crate::support::{Ambassador, Client, PATIENCE, binaries, shared, url, wait_until};
+use pg_ambassador::config::{self, Sources};
+use pg_ambassador::pool::Directory;
+use pg_ambassador::pool::directory::Purpose;
+use pg_ambassador::telemetry::Telemetry;
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// A database of the test's own on the shared server, so that its backends can be counted.
 fn database(name: &str) -> String {
@@ -111,6 +115,32 @@ fn a_server_that_a_client_only_likes_to_keep_stays_while_half_a_message_is_on_it
         assert_eq!(two.read_until(b"Z").unwrap()[1].columns()[0].as_deref(), Some("whole"), "{asked_before}");
         assert_eq!(one.value("select 1"), "1");
     }
+}
+
+#[test]
+fn a_server_that_is_given_back_in_the_middle_of_a_message_serves_nobody_else() {
+    let flags = vec![("url".to_owned(), url(shared())), ("pool_size".to_owned(), "1".to_owned())];
+    let config = config::resolve(&Sources { flags, ..Sources::default() }).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let handle = tokio::runtime::Handle::current();
+        let directory = Directory::new(&config.directory, Arc::default(), Arc::new(Telemetry::new()), handle).unwrap();
+        let pools = directory.pools("postgres", "postgres", Purpose::Clients, None).unwrap();
+        let lease = || async { pools.lease_until(1, Instant::now() + PATIENCE).await.unwrap() };
+        let first = lease().await;
+        let pid = first.entry.key.pid;
+        first.finish(Instant::now());
+        let mut whole = lease().await;
+        assert_eq!(whole.entry.key.pid, pid);
+        whole.output.extend(b"Q\0");
+        whole.finish(Instant::now());
+        let mut half_sent = lease().await;
+        assert_ne!(half_sent.entry.key.pid, pid);
+        let pid = half_sent.entry.key.pid;
+        half_sent.input.extend(b"N\0");
+        half_sent.finish(Instant::now());
+        assert_ne!(lease().await.entry.key.pid, pid);
+    });
 }
 
 #[test]

@@ -384,7 +384,7 @@ impl Relay {
                 self.listed.entry.carried_out(order);
                 if let Server::Leased(lease) = &mut self.server {
                     let pool = Arc::clone(lease.pool());
-                    let may_go = is_drained(lease) && self.session.may_release(&lease.side);
+                    let may_go = lease.is_drained() && self.session.may_release(&lease.side);
                     if may_go && self.session.tx() == TxStatus::Idle && lease.side.yields() {
                         self.pins_are(Pins::NONE);
                         let now = self.clock.now();
@@ -599,7 +599,7 @@ impl Relay {
                 Report::ours(SqlState::ACTIVE_TRANSACTION, "transaction blocks not allowed in statement pooling mode");
             return Err(Stop::Fatal(report));
         }
-        let mut parting = if is_drained(lease) {
+        let mut parting = if lease.is_drained() {
             self.session.parting(&self.upstream.interners, &mut lease.side)
         } else {
             Parting::Stay
@@ -607,7 +607,7 @@ impl Relay {
         // Until it goes: it is asked for but once.
         if self.wanted_back
             && parting == Parting::Stay
-            && is_drained(lease)
+            && lease.is_drained()
             && self.session.may_release(&lease.side)
             && lease.side.yields()
         {
@@ -1517,12 +1517,6 @@ fn may_be_own(input: &[u8]) -> bool {
         }
         _ => false,
     }
-}
-
-/// Whether nothing is on its half way, neither to the server nor from it.
-#[inline]
-fn is_drained(lease: &Lease) -> bool {
-    lease.output.is_empty() && lease.input.is_empty()
 }
 
 /// What came of a question to us.

@@ -193,8 +193,20 @@ impl Lease {
         &self.pool
     }
 
+    /// Whether nothing is on its half way, neither to the server nor from it.
+    #[inline]
+    pub fn is_drained(&self) -> bool {
+        self.output.is_empty() && self.input.is_empty()
+    }
+
     /// Gives the connection back. It must be free, and nothing of its client may be left on it.
     pub fn finish(self, now: Instant) {
+        if !self.is_drained() {
+            // What is half sent or half read would be taken for the next client's.
+            tracing::debug!(server = self.entry.id, "closing a server connection in the middle of a message");
+            self.close();
+            return;
+        }
         let Self { mut server, pool } = self;
         debug_assert!(server.side.is_free(), "{server:?}");
         server.idle_since = now;
