@@ -576,3 +576,75 @@ fn what_was_unlistened_to_right_before_it_is_listened_to_again_is_heard() {
     client.query("notify here, 'and again'");
     assert_eq!(client.heard, [("here".into(), "and again".into())], "{}", ambassador.log());
 }
+
+/// How many clients of a pool wait for a server.
+fn waiting(ambassador: &Ambassador) -> usize {
+    ambassador.show("POOLS").iter().map(|pool| pool[3].as_deref().unwrap().parse::<usize>().unwrap()).sum()
+}
+
+#[test]
+fn a_server_that_was_waited_for_stays_until_it_is_told_to_listen() {
+    let chaos = Chaos::start(shared().port());
+    let url = format!("postgres://127.0.0.1:{}/?sslmode=disable", chaos.port);
+    let ambassador = Ambassador::start(&[&url, "--pool-size", "1"]);
+    let name = database("notify_stays");
+    let [mut one, mut two, mut three] = [(); 3].map(|()| login(ambassador.port, &name));
+    two.query("begin; select 1");
+    // Nobody can listen for it yet.
+    chaos.refuse(true);
+    one.send(&query("listen here"));
+    wait_until("it waits", || waiting(&ambassador) == 1);
+    three.send(&query("begin; select 1"));
+    wait_until("both wait", || waiting(&ambassador) == 2);
+    two.query("commit");
+    wait_until("it has its server", || waiting(&ambassador) == 1);
+    chaos.refuse(false);
+    assert_eq!(one.read_until(b"Z").unwrap()[0].tag, b'C');
+    three.read_until(b"Z").unwrap();
+    three.query("notify here, 'heard'; commit");
+    assert_eq!(next(&mut one), ("here".into(), "heard".into()));
+}
+
+#[test]
+fn what_was_to_be_listened_to_when_the_server_was_lost_is_not_heard() {
+    let chaos = Chaos::start(shared().port());
+    let url = format!("postgres://127.0.0.1:{}/?sslmode=disable", chaos.port);
+    let name = database("notify_unheard");
+    for running in [false, true] {
+        let ambassador = Ambassador::start(&[&url, "--pool-size", "1"]);
+        let mut client = login(ambassador.port, &name);
+        client.query("listen here");
+        client.query("listen here");
+        // Until that is known its loss would end the client.
+        let idle = || ambassador.show("POOLS").iter().any(|pool| pool[9].as_deref() == Some("1"));
+        wait_until("its server is back", idle);
+        let mut direct = login(shared().port(), &name);
+        let terminate = |direct: &mut Client, what: &str| {
+            let of = format!("from pg_stat_activity where datname = '{name}' and pid <> pg_backend_pid() and {what}");
+            wait_until("it is there", || direct.value(&format!("select count(*) {of}")) == "1");
+            direct.query(&format!("select pg_terminate_backend(pid, 10000) {of}"));
+        };
+        match running {
+            true => {
+                client.send(&query("listen lost; select pg_sleep(3600)"));
+                terminate(&mut direct, "query like '%3600%'");
+            }
+            false => {
+                // Nobody can listen for it in time: the listening connection is gone, and there is none to be had.
+                client.query("begin; select 'open'");
+                chaos.refuse(true);
+                terminate(&mut direct, "query not like '%open%'");
+                client.send(&query("listen lost"));
+                wait_until("it is under way", || ambassador.log().contains("listening connection is lost"));
+                terminate(&mut direct, "query like '%open%'");
+                wait_until("the loss is seen", || ambassador.log().contains("lost a server connection in use"));
+                chaos.refuse(false);
+                wait_until("it is there again", || ambassador.log().contains("the listening connection is back"));
+            }
+        }
+        assert!(client.read_until(b"Z").unwrap().iter().any(|m| m.tag == b'E'));
+        client.query("rollback");
+        client.query("notify here, 'old'; notify lost, 'new'");
+        assert_eq!(client.heard, [("here".into(), "old".into())], "{running}");
+    }
+}

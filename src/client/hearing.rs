@@ -39,6 +39,17 @@ impl Hearing {
     pub(super) fn is_waiting(&self) -> bool {
         self.waiting.is_some()
     }
+
+    /// Whether the client's next frame waits with the server that it goes to.
+    pub(super) fn needs_server(&self) -> bool {
+        self.waiting.as_ref().is_some_and(|(_, wait)| wait.is_for_frame())
+    }
+}
+
+impl Wait {
+    fn is_for_frame(&self) -> bool {
+        matches!(self, Self::Channels(_) | Self::Commit(_))
+    }
 }
 
 impl Relay {
@@ -71,6 +82,21 @@ impl Relay {
                 (hearing.listener.catch_up(now + CATCH_UP), Wait::Commit(names))
             }
         });
+    }
+
+    /// What the client was about to listen to it is not: its server is lost, or there is none.
+    pub(super) fn unheard(&mut self) {
+        if let Some(hearing) = &mut self.hearing
+            && let Some((_, wait)) = hearing.waiting.take_if(|(_, wait)| wait.is_for_frame())
+        {
+            // The frame that has waited for it is looked at anew: it may be refused now, or ask for the same again.
+            if let Wait::Channels(names) = wait {
+                hearing.listener.unlisten(names);
+            }
+            self.unhandled = !self.input.is_empty();
+        }
+        self.session.forget_tentative_channels();
+        self.heard_changes();
     }
 
     /// A transaction has ended: what the client listens to may have changed.

@@ -382,9 +382,10 @@ impl Relay {
             Order::None => Ok(()),
             Order::Yield => {
                 self.listed.entry.carried_out(order);
+                let awaited = self.is_awaited_by_a_listen();
                 if let Server::Leased(lease) = &mut self.server {
                     let pool = Arc::clone(lease.pool());
-                    let may_go = lease.is_drained() && self.session.may_release(&lease.side);
+                    let may_go = !awaited && lease.is_drained() && self.session.may_release(&lease.side);
                     if may_go && self.session.tx() == TxStatus::Idle && lease.side.yields() {
                         self.pins_are(Pins::NONE);
                         let now = self.clock.now();
@@ -593,6 +594,8 @@ impl Relay {
         if self.access.is_some() && completed > 0 {
             self.log_access(Some(completed), None);
         }
+        // It was taken, or is kept, for a frame that waits for something else.
+        let awaited = self.quiet || self.is_awaited_by_a_listen();
         let Server::Leased(lease) = &mut self.server else { return Ok(()) };
         if self.session.mode() == PoolMode::Statement && lease.side.tx().is_open() {
             let report =
@@ -606,6 +609,7 @@ impl Relay {
         };
         // Until it goes: it is asked for but once.
         if self.wanted_back
+            && !awaited
             && parting == Parting::Stay
             && lease.is_drained()
             && self.session.may_release(&lease.side)
@@ -615,7 +619,7 @@ impl Relay {
         }
         // What waits for these answers is for this very server. Given back, it would have the client's settings taken
         // away by the next one, and each time it comes back they would have to be answered first: for ever, among many.
-        if self.quiet && parting == Parting::Part {
+        if awaited && parting == Parting::Part {
             parting = Parting::Stay;
         }
         if parting == Parting::Ask {
@@ -761,6 +765,12 @@ impl Relay {
         });
     }
 
+    /// Whether the server stays for a frame that waits until channels are listened to.
+    #[inline]
+    fn is_awaited_by_a_listen(&self) -> bool {
+        self.hearing.as_ref().is_some_and(|hearing| hearing.needs_server())
+    }
+
     /// Gives the server back.
     #[inline]
     fn release(&mut self, now: Instant) {
@@ -872,8 +882,8 @@ impl Relay {
         if let Some(again) = self.session.take_again(&self.upstream.interners) {
             self.handle_again(again);
         }
-        if self.session.holds_ready() {
-            self.heard_changes();
+        if self.hearing.is_some() || self.session.holds_ready() {
+            self.unheard();
         }
         match told {
             ServerLoss::Survived => Ok(()),
@@ -931,6 +941,7 @@ impl Relay {
         // The server was kept for a frame that then needed none, or for the rest of one that is not answered.
         if (again || self.wanted_back)
             && !self.quiet
+            && !self.is_awaited_by_a_listen()
             && matches!(&self.server, Server::Leased(lease) if !lease.side.is_busy())
         {
             self.after_server_input()?;
@@ -1297,6 +1308,10 @@ impl Relay {
             self.log_access(None, Some(report.code));
         }
         self.unhandled = !self.input.is_empty();
+        // What an undecided transaction listens to keeps its server.
+        if self.hearing.is_some() && !matches!(self.server, Server::Leased(_)) {
+            self.unheard();
+        }
         Ok(())
     }
 

@@ -146,6 +146,19 @@ impl Session {
         }
     }
 
+    /// What was to be listened to was not: the server is lost, or there was none. What an earlier transaction may have
+    /// committed is heard: rather too much than too little.
+    pub fn forget_tentative_channels(&mut self) {
+        let Some(channels) = &mut self.channels else { return };
+        let tentative = std::mem::take(&mut channels.tentative);
+        match std::mem::take(&mut channels.older) {
+            true => channels.listening.extend(tentative),
+            false => channels.dropped.extend(tentative),
+        }
+        channels.wanted.clear();
+        channels.caught_up = false;
+    }
+
     /// All that is listened to for this client.
     pub fn heard_channels(&self) -> Vec<Name> {
         let heard = self.channels.iter().flat_map(|channels| channels.listening.iter().chain(&channels.tentative));
@@ -445,6 +458,20 @@ mod tests {
         assert!(!server.is_busy());
         session.server_listens(&[], session.next_mark());
         assert_eq!(session.take_dropped_channels(), [Name::from(*b"a")]);
+    }
+
+    #[test]
+    fn what_a_server_was_not_told_to_listen_to_is_not_heard_and_what_was_committed_is() {
+        let (_shared, mut session, _server) = unlistening();
+        session.channels_are_heard(vec![Name::from(*b"b")], true);
+        session.forget_tentative_channels();
+        assert_eq!(session.take_dropped_channels(), [Name::from(*b"b")]);
+        assert_eq!(session.heard_channels(), [Name::from(*b"a")]);
+        session.channels_are_heard(vec![Name::from(*b"c")], true);
+        session.has_committed();
+        session.forget_tentative_channels();
+        assert!(session.take_dropped_channels().is_empty());
+        assert_eq!(session.heard_channels(), [Name::from(*b"a"), Name::from(*b"c")]);
     }
 
     #[test]
