@@ -144,6 +144,8 @@ impl Relay {
     pub(super) fn poll_hearing(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {
         let Some(hearing) = &mut self.hearing else { return Ok(Step::Stuck) };
         let mut step = Step::Stuck;
+        // What waits then may be from before the LISTEN that is about to be sent.
+        let before_listen = hearing.needs_server();
         if let Some((subscription, _)) = &mut hearing.waiting
             && let Poll::Ready(result) = Pin::new(subscription).poll(cx)
         {
@@ -180,7 +182,7 @@ impl Relay {
             Server::Leased(lease) => lease.side.is_busy() || lease.side.is_mid_frame() || !lease.input.is_empty(),
         };
         let Some(hearing) = &self.hearing else { return Ok(step) };
-        let ready = !busy && self.session.may_be_notified() && !self.session.holds_ready();
+        let ready = !before_listen && !busy && self.session.may_be_notified() && !self.session.holds_ready();
         if ready && hearing.listener.mailbox().has_mail() && self.output.len() < UNREAD_OUTPUT {
             self.take_mail()?;
             step = Step::Progress;

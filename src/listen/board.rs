@@ -23,7 +23,8 @@ pub(super) struct Board {
 /// A channel.
 #[derive(Debug, Default)]
 struct Entry {
-    subscribers: HashMap<u64, Arc<Mailbox>>,
+    /// By the id of their mailbox, with the opening since which they hear it.
+    subscribers: HashMap<u64, (Arc<Mailbox>, u64)>,
     /// The server tells this connection of it.
     listened: bool,
 }
@@ -54,11 +55,11 @@ impl Board {
         !self.channels.get(channel).is_some_and(|entry| entry.listened)
     }
 
-    /// A client hears this channel from now on.
-    pub(super) fn add(&mut self, channel: &Channel, mailbox: &Arc<Mailbox>) {
+    /// A client hears this channel from now on, which it has opened with this opening.
+    pub(super) fn add(&mut self, channel: &Channel, mailbox: &Arc<Mailbox>, opening: u64) {
         let entry = self.channels.entry(Arc::clone(channel)).or_default();
         let was_unheard = entry.subscribers.is_empty();
-        if entry.subscribers.insert(mailbox.id, Arc::clone(mailbox)).is_none() {
+        if entry.subscribers.insert(mailbox.id, (Arc::clone(mailbox), opening)).is_none() {
             *self.clients.entry(mailbox.id).or_default() += 1;
             self.heard += usize::from(was_unheard);
             self.stale.remove(channel);
@@ -142,7 +143,7 @@ impl Board {
 
     /// Nobody will get anything any more, and everybody must know.
     pub(super) fn abandon(&self) {
-        self.channels.values().flat_map(|entry| entry.subscribers.values()).for_each(|mailbox| mailbox.abandon());
+        self.channels.values().flat_map(|entry| entry.subscribers.values()).for_each(|(mailbox, _)| mailbox.abandon());
     }
 
     /// Gives a frame to all who hear its channel; the number of those who took it.
@@ -152,7 +153,7 @@ impl Board {
             return 0;
         }
         let frame: Arc<[u8]> = frame.into();
-        entry.subscribers.values().filter(|mailbox| mailbox.push(channel, &frame)).count()
+        entry.subscribers.values().filter(|(mailbox, opening)| mailbox.push(channel, *opening, &frame)).count()
     }
 }
 
@@ -235,10 +236,10 @@ mod tests {
     fn a_frame_reaches_each_who_hears_its_channel_and_nobody_else() {
         let mut board = Board::default();
         let (both, one) = (mailbox(&["a", "b"]), mailbox(&["b"]));
-        board.add(&channel("a"), &both);
-        board.add(&channel("b"), &both);
-        board.add(&channel("b"), &one);
-        board.add(&channel("b"), &one);
+        board.add(&channel("a"), &both, 1);
+        board.add(&channel("b"), &both, 1);
+        board.add(&channel("b"), &one, 1);
+        board.add(&channel("b"), &one, 1);
         assert_eq!((board.channels(), board.clients()), (2, 2));
         assert_eq!(board.deliver(b"a", b"1"), 1);
         assert_eq!(board.deliver(b"b", b"2"), 2);
@@ -259,16 +260,31 @@ mod tests {
         let (a, client) = (channel("a"), mailbox(&["a"]));
         assert!(board.needs_listen(&a));
         board.set_listened(&a, true);
-        board.add(&a, &client);
+        board.add(&a, &client, 1);
         assert!(!board.needs_listen(&a) && !board.has_stale());
         board.remove(&a, client.id);
         assert!(board.has_stale() && !board.has_client(client.id));
-        board.add(&a, &client);
+        board.add(&a, &client, 1);
         assert!(!board.has_stale());
         board.remove(&a, client.id);
         assert_eq!(board.take_stale(0), [Arc::clone(&a)]);
         board.set_listened(&a, false);
         assert!(board.needs_listen(&a) && board.channels.is_empty());
+    }
+
+    #[test]
+    fn who_has_stopped_and_begun_again_gets_nothing_by_the_entry_from_before() {
+        let mut board = Board::default();
+        let (a, client) = (channel("a"), mailbox(&["a"]));
+        board.add(&a, &client, 1);
+        // The client's task has done both, and the board knows of neither.
+        client.shut(vec![Arc::clone(&a)]);
+        let (_, opening) = client.open(vec![Arc::clone(&a)]);
+        assert_eq!(board.deliver(b"a", b"old"), 0);
+        board.remove(&a, client.id);
+        board.add(&a, &client, opening);
+        assert_eq!(board.deliver(b"a", b"new"), 1);
+        assert_eq!(client.take().unwrap(), [Arc::from(&b"new"[..])]);
     }
 
     #[test]
@@ -278,7 +294,7 @@ mod tests {
         for n in 0..3_000 {
             let channel: Channel = format!("{n:063}").into_bytes().into();
             board.set_listened(&channel, true);
-            board.add(&channel, &client);
+            board.add(&channel, &client, 1);
             if n % 3 == 0 {
                 board.remove(&channel, client.id);
             }

@@ -39,6 +39,8 @@ pub(super) struct Pending {
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) pools: Arc<PoolSet>,
     pub(super) channels: Vec<Channel>,
+    /// With which they were opened.
+    pub(super) opening: u64,
     /// It asks for no channel, but for an answer of the connection there is.
     pub(super) is_barrier: bool,
     pub(super) asked: Instant,
@@ -50,7 +52,7 @@ pub(super) struct Pending {
 
 impl Pending {
     fn fail(self, report: Report) {
-        self.mailbox.shut(self.channels);
+        self.mailbox.undo(self.channels, self.opening);
         let _ = self.done.send(Err(report));
     }
 
@@ -544,7 +546,7 @@ impl Desk {
         }
         for pending in flight.pending {
             for channel in &pending.channels {
-                self.board.add(channel, &pending.mailbox);
+                self.board.add(channel, &pending.mailbox, pending.opening);
             }
             let _ = pending.done.send(Ok(()));
             self.forget_pools(pending.mailbox.id);

@@ -1,7 +1,8 @@
 //! What has come for one client and was not yet given to it.
 
 use super::Channel;
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
+use std::collections::hash_map::{Entry, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
@@ -40,9 +41,12 @@ struct Inner {
     /// Of `mail`.
     bytes: usize,
     missed: Option<Missed>,
-    /// What its client listens to. Kept here, so that nothing is delivered any more from the moment at which it stops,
-    /// and not only when the listening connection's task comes to know.
-    channels: HashSet<Channel>,
+    /// What its client listens to, and since which opening. Kept here, so that nothing is delivered any more from the moment
+    /// at which it stops, and not only when the listening connection's task comes to know; nor what is for a channel that
+    /// was shut and opened again by now.
+    channels: HashMap<Channel, u64>,
+    /// How often channels were opened.
+    openings: u64,
     waker: Option<Waker>,
 }
 
@@ -145,10 +149,11 @@ impl Mailbox {
         }
     }
 
-    /// Adds a frame of this channel, if the client still listens to it; says whether it did.
-    pub(super) fn push(&self, channel: &Channel, frame: &Arc<[u8]>) -> bool {
+    /// Adds a frame of this channel, if the client has listened to it without a break since this opening; says whether it
+    /// has.
+    pub(super) fn push(&self, channel: &Channel, opening: u64, frame: &Arc<[u8]>) -> bool {
         let mut inner = self.inner();
-        if inner.missed.is_some() || !inner.channels.contains(channel) {
+        if inner.missed.is_some() || inner.channels.get(channel) != Some(&opening) {
             return false;
         }
         let fits = inner.bytes + frame.len() <= LIMIT;
@@ -162,19 +167,38 @@ impl Mailbox {
         fits
     }
 
-    /// The channels of these that the client did not listen to; it does from now on.
-    pub(super) fn open(&self, channels: Vec<Channel>) -> Vec<Channel> {
+    /// The channels of these that the client did not listen to; it does from now on. And the number of this opening.
+    pub(super) fn open(&self, mut channels: Vec<Channel>) -> (Vec<Channel>, u64) {
         let mut inner = self.inner();
-        channels.into_iter().filter(|channel| inner.channels.insert(Arc::clone(channel))).collect()
+        inner.openings += 1;
+        let opening = inner.openings;
+        channels.retain(|channel| match inner.channels.entry(Arc::clone(channel)) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(vacant) => {
+                vacant.insert(opening);
+                true
+            }
+        });
+        (channels, opening)
     }
 
     /// The channels of these that the client listened to; it does not any more, and what waits of them is dropped, as
     /// PostgreSQL drops what came for a session that has stopped listening in the meantime.
     pub(super) fn shut(&self, mut channels: Vec<Channel>) -> Vec<Channel> {
         let mut inner = self.inner();
-        channels.retain(|channel| inner.channels.remove(channel));
-        self.keep_mail(&mut inner, |open, channel| open.contains(channel));
+        channels.retain(|channel| inner.channels.remove(channel).is_some());
+        self.keep_mail(&mut inner, |open, channel| open.contains_key(channel));
         channels
+    }
+
+    /// Shuts the channels of these that were opened with this opening, and not again since.
+    pub(super) fn undo(&self, mut channels: Vec<Channel>, opening: u64) {
+        let mut inner = self.inner();
+        channels.retain(|channel| inner.channels.get(channel) == Some(&opening));
+        for channel in &channels {
+            inner.channels.remove(channel);
+        }
+        self.keep_mail(&mut inner, |open, channel| open.contains_key(channel));
     }
 
     /// Drops what waits of these channels.
@@ -182,7 +206,7 @@ impl Mailbox {
         self.keep_mail(&mut self.inner(), |_, channel| !channels.contains(channel));
     }
 
-    fn keep_mail(&self, inner: &mut Inner, keep: impl Fn(&HashSet<Channel>, &Channel) -> bool) {
+    fn keep_mail(&self, inner: &mut Inner, keep: impl Fn(&HashMap<Channel, u64>, &Channel) -> bool) {
         let Inner { mail, bytes, channels, .. } = inner;
         mail.retain(|(channel, frame)| {
             let keep = keep(channels, channel);
@@ -196,7 +220,7 @@ impl Mailbox {
 
     /// What the client listens to.
     pub(super) fn channels(&self) -> Vec<Channel> {
-        self.inner().channels.iter().cloned().collect()
+        self.inner().channels.keys().cloned().collect()
     }
 }
 
@@ -235,7 +259,7 @@ mod tests {
         let (mailbox, bell) = mailbox(&["a", "b"]);
         assert!(!mailbox.has_mail());
         for (name, bytes) in [("a", b"1"), ("b", b"2"), ("a", b"3")] {
-            assert!(mailbox.push(&channel(name), &frame(bytes)));
+            assert!(mailbox.push(&channel(name), 1, &frame(bytes)));
         }
         assert_eq!(bell.0.load(Ordering::Relaxed), 1);
         let mut out = Vec::new();
@@ -243,7 +267,7 @@ mod tests {
         assert!(mailbox.has_mail());
         assert_eq!(mailbox.take_into(&mut out, 100), Ok(1));
         assert_eq!((out.as_slice(), mailbox.has_mail()), (&b"123"[..], false));
-        mailbox.push(&channel("b"), &frame(b"4"));
+        mailbox.push(&channel("b"), 1, &frame(b"4"));
         assert_eq!(bell.0.load(Ordering::Relaxed), 2);
         assert_eq!(mailbox.take().unwrap(), [frame(b"4")]);
         assert!(!mailbox.has_mail() && mailbox.take().unwrap().is_empty());
@@ -252,28 +276,41 @@ mod tests {
     #[test]
     fn a_channel_that_was_shut_delivers_nothing_any_more() {
         let (mailbox, _) = mailbox(&["a", "b"]);
-        mailbox.push(&channel("a"), &frame(b"1"));
-        mailbox.push(&channel("b"), &frame(b"2"));
+        mailbox.push(&channel("a"), 1, &frame(b"1"));
+        mailbox.push(&channel("b"), 1, &frame(b"2"));
         assert_eq!(mailbox.shut(vec![channel("a"), channel("z")]), [channel("a")]);
-        assert!(!mailbox.push(&channel("a"), &frame(b"3")));
+        assert!(!mailbox.push(&channel("a"), 1, &frame(b"3")));
         assert_eq!(mailbox.take().unwrap(), [frame(b"2")]);
-        mailbox.push(&channel("b"), &frame(b"4"));
+        mailbox.push(&channel("b"), 1, &frame(b"4"));
         mailbox.shut(vec![channel("b")]);
         assert!(!mailbox.has_mail());
         assert_eq!(mailbox.inner().bytes, 0);
     }
 
     #[test]
+    fn a_channel_that_was_opened_again_delivers_nothing_from_before() {
+        let (mailbox, _) = mailbox(&["a", "b"]);
+        mailbox.shut(vec![channel("a")]);
+        assert_eq!(mailbox.open(vec![channel("a"), channel("b")]), (vec![channel("a")], 2));
+        assert!(!mailbox.push(&channel("a"), 1, &frame(b"old")));
+        // Nor does what has failed from before shut it.
+        mailbox.undo(vec![channel("a"), channel("b")], 1);
+        assert!(mailbox.push(&channel("a"), 2, &frame(b"new")));
+        assert!(!mailbox.push(&channel("b"), 1, &frame(b"none")));
+        assert_eq!(mailbox.take().unwrap(), [frame(b"new")]);
+    }
+
+    #[test]
     fn a_full_mailbox_says_so_and_holds_nothing() {
         let (mailbox, bell) = mailbox(&["a"]);
         let half = frame(&vec![0; LIMIT / 2]);
-        assert!(mailbox.push(&channel("a"), &half) && mailbox.push(&channel("a"), &half));
+        assert!(mailbox.push(&channel("a"), 1, &half) && mailbox.push(&channel("a"), 1, &half));
         assert!(mailbox.missed().is_none());
-        assert!(!mailbox.push(&channel("a"), &frame(b"x")));
+        assert!(!mailbox.push(&channel("a"), 1, &frame(b"x")));
         assert!(mailbox.missed().is_some() && mailbox.has_mail());
         assert_eq!(mailbox.take(), Err(Missed::Overflow));
         assert_eq!(mailbox.take_into(&mut Vec::new(), 1), Err(Missed::Overflow));
-        assert!(!mailbox.push(&channel("a"), &frame(b"y")));
+        assert!(!mailbox.push(&channel("a"), 1, &frame(b"y")));
         mailbox.shut(vec![channel("a")]);
         assert!(mailbox.has_mail(), "the news must not be lost");
         assert_eq!((Arc::strong_count(&half), bell.0.load(Ordering::Relaxed)), (1, 1));

@@ -269,27 +269,28 @@ impl Listener {
             let report = Report::ours(SqlState::INVALID_PARAMETER_VALUE, "no channel can have this name");
             return Subscription::decided(Err(report));
         }
-        let channels = self.mailbox.open(channels);
+        let (channels, opening) = self.mailbox.open(channels);
         if channels.is_empty() {
             return Subscription::decided(Ok(()));
         }
-        self.ask(channels, deadline)
+        self.ask(channels, opening, deadline)
     }
 
     /// Comes true when all notifications that were committed before now are in the mailbox, at the cost of a round trip:
     /// PostgreSQL gives a client what it has sent to itself before it says that it is ready, and clients count on that.
     /// Fails at once where the connection is lost, and by `deadline`; the client need not be told.
     pub fn catch_up(&self, deadline: Instant) -> Subscription {
-        if self.is_idle() { Subscription::decided(Ok(())) } else { self.ask(Vec::new(), deadline) }
+        if self.is_idle() { Subscription::decided(Ok(())) } else { self.ask(Vec::new(), 0, deadline) }
     }
 
-    fn ask(&self, channels: Vec<Channel>, deadline: Instant) -> Subscription {
+    fn ask(&self, channels: Vec<Channel>, opening: u64, deadline: Instant) -> Subscription {
         let (done, answer) = oneshot::channel();
         let pending = Pending {
             mailbox: Arc::clone(&self.mailbox),
             pools: Arc::clone(&self.pools),
             is_barrier: channels.is_empty(),
             channels,
+            opening,
             asked: Instant::now(),
             deadline,
             alone: false,
