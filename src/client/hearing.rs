@@ -114,11 +114,12 @@ impl Relay {
             hearing.listener.unlisten(dropped);
         }
         let deadline = self.clock.now();
-        // What the client does not listen to any more is known once the server has answered.
+        // What the client does not listen to any more is known once the server has answered. It is asked as soon as nothing
+        // is on its half way, which `Relay::step` sees to. But the rest of a message that the client has begun may never come.
         let asking = match &self.server {
             Server::Leased(lease) => {
-                let unread = lease.output.is_empty() && !lease.input.is_empty();
-                lease.side.is_asking() || (unread && lease.side.may_ask_for_channels())
+                let may_ask = self.session.may_release(&lease.side) && lease.side.may_ask_for_channels();
+                lease.side.is_asking() || may_ask
             }
             Server::None | Server::Waiting(_) => false,
         };

@@ -371,8 +371,15 @@ impl Relay {
                 return Ok(step);
             }
         }
-        if self.poll_server_output(cx).is_ready() && self.client_input(cx)? == Step::Progress {
-            step = Step::Progress;
+        let unsent = matches!(&self.server, Server::Leased(lease) if !lease.output.is_empty());
+        if self.poll_server_output(cx).is_ready() {
+            if unsent {
+                self.after_server_output()?;
+                step = Step::Progress;
+            }
+            if self.client_input(cx)? == Step::Progress {
+                step = Step::Progress;
+            }
         }
         Ok(step)
     }
@@ -485,6 +492,12 @@ impl Relay {
             Poll::Ready(_) => Poll::Ready(()),
             Poll::Pending => Poll::Pending,
         }
+    }
+
+    /// Everything is sent. If the server has nothing to answer to that, this is all that it was kept for.
+    fn after_server_output(&mut self) -> Result<(), Stop> {
+        let is_through = matches!(&self.server, Server::Leased(lease) if self.session.may_release(&lease.side));
+        if is_through && !self.quiet && !self.is_awaited_by_a_listen() { self.after_server_input() } else { Ok(()) }
     }
 
     // -------------------------------------------------------------------------------------------- from the server
@@ -939,11 +952,12 @@ impl Relay {
             Ok(Step::Progress)
         })?;
         // The server was kept for a frame that then needed none, or for the rest of one that is not answered.
-        if (again || self.wanted_back)
-            && !self.quiet
-            && !self.is_awaited_by_a_listen()
-            && matches!(&self.server, Server::Leased(lease) if !lease.side.is_busy())
-        {
+        let is_through = match &self.server {
+            Server::Leased(lease) if again => !lease.side.is_busy(),
+            Server::Leased(lease) => self.wanted_back && self.session.may_release(&lease.side),
+            Server::None | Server::Waiting(_) => false,
+        };
+        if is_through && !self.quiet && !self.is_awaited_by_a_listen() {
             self.after_server_input()?;
         }
         Ok(step)
