@@ -2,6 +2,7 @@
 
 use crate::support::client::{Message, bind, execute, message, parse, query, sync};
 use crate::support::{Ambassador, Chaos, Client, Rule, Way, shared, url, wait_until};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 fn database(name: &str) -> String {
@@ -647,4 +648,60 @@ fn what_was_to_be_listened_to_when_the_server_was_lost_is_not_heard() {
         client.query("notify here, 'old'; notify lost, 'new'");
         assert_eq!(client.heard, [("here".into(), "old".into())], "{running}");
     }
+}
+
+#[test]
+fn who_changes_its_encoding_misses_nothing_and_hears_nothing_twice() {
+    let name = database("notify_encoding");
+    let ambassador = ambassador(2);
+    let mut client = login(ambassador.port, &name);
+    client.query("listen here");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let sent = scope.spawn(|| {
+            let mut other = login(shared().port(), &name);
+            let mut sent = 0;
+            while !over.load(Ordering::Relaxed) {
+                other.query(&format!("notify here, '{sent}'"));
+                sent += 1;
+            }
+            sent
+        });
+        for encoding in ["LATIN1", "UTF8", "LATIN2", "LATIN1", "UTF8"].into_iter().cycle().take(20) {
+            client.query(&format!("set client_encoding = '{encoding}'"));
+            let before = client.heard.len();
+            while client.heard.len() < before + 10 {
+                client.read().unwrap();
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+        let sent = sent.join().unwrap();
+        client.query("notify here, 'end'");
+        let expected = (0..sent).map(|n| n.to_string()).chain(["end".to_owned()]);
+        let heard = client.heard.iter().map(|(_, payload)| payload.clone());
+        assert_eq!(heard.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+    });
+}
+
+#[test]
+fn who_changes_its_encoding_while_nobody_can_listen_in_it_goes_on_to_hear() {
+    let chaos = Chaos::start(shared().port());
+    let url = format!("postgres://127.0.0.1:{}/?sslmode=disable", chaos.port);
+    let ambassador = Ambassador::start(&[&url, "--pool-size", "1"]);
+    let name = database("notify_encoding_kept");
+    let mut client = login(ambassador.port, &name);
+    client.query("listen here");
+    chaos.refuse(true);
+    client.query("set client_encoding = 'LATIN1'");
+    // It is answered when that has failed.
+    client.query("select 1");
+    login(shared().port(), &name).query("notify here, 'still'");
+    assert_eq!(next(&mut client), ("here".into(), "still".into()));
+    chaos.refuse(false);
+    wait_until("somebody listens in its encoding", || {
+        client.query("select 1");
+        ambassador.show("LISTENERS").iter().any(|row| row.contains(&Some("LATIN1".into())))
+    });
+    client.query("notify here, 'again'");
+    assert_eq!(client.heard.last(), Some(&("here".into(), "again".into())));
 }

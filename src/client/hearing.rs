@@ -7,7 +7,7 @@ use crate::wire::{Report, SqlState};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a client waits for the listening connection before its own server listens instead.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -20,6 +20,8 @@ pub(super) struct Hearing {
     /// What wakes the client's task.
     waker: Waker,
     waiting: Option<(Subscription, Wait)>,
+    /// When it may be tried again to replace the listener.
+    retry: Option<Instant>,
 }
 
 /// What a subscription is waited for.
@@ -30,8 +32,34 @@ enum Wait {
     Commit(Vec<ChannelName>),
     /// The client's ReadyForQuery.
     Ready,
-    /// Another listener took over, because the client has changed its encoding.
-    Replaced,
+    /// Another listener is about to take over.
+    Replaced(Box<Replacing>),
+}
+
+/// The client has changed its encoding, for which another connection listens.
+///
+/// The old listener goes on until the new one has everything, and each notification is to be heard once. Both connections
+/// get them in the same order, but which of those that have come on one will still come on the other neither says. So when
+/// both listen a notification of our own is sent: what came before it on the old connection is delivered, and what comes
+/// behind it on the new one. What comes before it is thus in the old encoding, as it would be had it come before the change.
+struct Replacing {
+    next: Listener,
+    /// The channel of that notification.
+    mark: ChannelName,
+    stage: Stage,
+}
+
+/// What of it is waited for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The new one listens.
+    Next,
+    /// The old one listens to the mark, too.
+    Both,
+    /// It was sent, and has come on the new one.
+    Sent,
+    /// It has come on the old one.
+    Come,
 }
 
 impl Hearing {
@@ -43,6 +71,56 @@ impl Hearing {
     /// Whether the client's next frame waits with the server that it goes to.
     pub(super) fn needs_server(&self) -> bool {
         self.waiting.as_ref().is_some_and(|(_, wait)| wait.is_for_frame())
+    }
+}
+
+impl Hearing {
+    /// The client listens to none of these any more.
+    fn unlisten(&self, names: Vec<ChannelName>) {
+        if let Some((_, Wait::Replaced(replacing))) = &self.waiting {
+            replacing.next.unlisten(names.iter().cloned());
+        }
+        self.listener.unlisten(names);
+    }
+
+    /// Goes on to replace the listener. False if that has failed, and it stays.
+    fn replace(&mut self, mut replacing: Box<Replacing>, now: Instant) -> bool {
+        let Replacing { next, mark, stage } = &mut *replacing;
+        let subscription;
+        (subscription, *stage) = match stage {
+            Stage::Next => (self.listener.listen([mark.clone()], now + PATIENCE), Stage::Both),
+            Stage::Both => (next.notify(mark.clone(), now + PATIENCE), Stage::Sent),
+            Stage::Sent => (self.listener.catch_up(now + PATIENCE), Stage::Come),
+            Stage::Come => {
+                let taken = next.take_over(&self.listener, mark);
+                next.unlisten([mark.clone()]);
+                if taken {
+                    self.listener = replacing.next;
+                } else {
+                    self.keep(&replacing, now);
+                }
+                return taken;
+            }
+        };
+        self.waiting = Some((subscription, Wait::Replaced(replacing)));
+        true
+    }
+
+    /// The listener stays, and hears in the encoding that the client had. It is tried again with one of the next requests,
+    /// not with each: the client waits meanwhile.
+    fn keep(&mut self, replacing: &Replacing, now: Instant) {
+        self.listener.unlisten([replacing.mark.clone()]);
+        self.retry = Some(now + PATIENCE);
+    }
+
+    /// Whether what has come may be delivered: not what may be from before the LISTEN that is about to be sent, nor what may
+    /// be behind the mark.
+    fn may_deliver(&self) -> bool {
+        match &self.waiting {
+            Some((_, Wait::Channels(_) | Wait::Commit(_))) => false,
+            Some((_, Wait::Replaced(replacing))) => matches!(replacing.stage, Stage::Next | Stage::Both),
+            Some((_, Wait::Ready)) | None => true,
+        }
     }
 }
 
@@ -73,7 +151,7 @@ impl Relay {
         let encoding = self.encoding();
         let hearing = self.hearing.get_or_insert_with(|| {
             let listener = self.upstream.hubs.listener(&self.upstream.pools, &encoding, cx.waker().clone());
-            Box::new(Hearing { listener, waker: cx.waker().clone(), waiting: None })
+            Box::new(Hearing { listener, waker: cx.waker().clone(), waiting: None, retry: None })
         });
         hearing.waiting = Some(match names.is_empty() {
             false => (hearing.listener.listen(names.clone(), deadline), Wait::Channels(names)),
@@ -111,9 +189,9 @@ impl Relay {
             return;
         };
         if !dropped.is_empty() {
-            hearing.listener.unlisten(dropped);
+            hearing.unlisten(dropped);
         }
-        let deadline = self.clock.now();
+        let now = self.clock.now();
         // What the client does not listen to any more is known once the server has answered. It is asked as soon as nothing
         // is on its half way, which `Relay::step` sees to. But the rest of a message that the client has begun may never come.
         let asking = match &self.server {
@@ -124,7 +202,7 @@ impl Relay {
             Server::None | Server::Waiting(_) => false,
         };
         if self.session.holds_ready() && !asking && hearing.waiting.is_none() {
-            hearing.waiting = Some((hearing.listener.catch_up(deadline + CATCH_UP), Wait::Ready));
+            hearing.waiting = Some((hearing.listener.catch_up(now + CATCH_UP), Wait::Ready));
         }
         let encoding = self.encoding();
         let Some(hearing) = &mut self.hearing else { return };
@@ -133,11 +211,16 @@ impl Relay {
         }
         if hearing.listener.is_idle() {
             self.hearing = None;
-        } else if !encoding.is_empty() && !hearing.listener.has_encoding(&encoding) {
-            let listener = self.upstream.hubs.listener(&self.upstream.pools, &encoding, hearing.waker.clone());
-            let subscription = listener.listen(self.session.heard_channels(), deadline + PATIENCE);
-            hearing.listener = listener;
-            hearing.waiting = Some((subscription, Wait::Replaced));
+        } else if encoding.is_empty() || hearing.listener.has_encoding(&encoding) {
+            hearing.retry = None;
+        } else if hearing.retry.is_none_or(|retry| retry <= now) {
+            let next = self.upstream.hubs.listener(&self.upstream.pools, &encoding, hearing.waker.clone());
+            // No other pooler must send the same.
+            let mark = ChannelName::from(format!("ambassador:switch:{:016x}", fastrand::u64(..)).as_bytes());
+            let names = self.session.heard_channels().into_iter().chain([mark.clone()]);
+            let subscription = next.listen(names, now + PATIENCE);
+            let replacing = Replacing { next, mark, stage: Stage::Next };
+            hearing.waiting = Some((subscription, Wait::Replaced(Box::new(replacing))));
         }
     }
 
@@ -145,8 +228,8 @@ impl Relay {
     pub(super) fn poll_hearing(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {
         let Some(hearing) = &mut self.hearing else { return Ok(Step::Stuck) };
         let mut step = Step::Stuck;
-        // What waits then may be from before the LISTEN that is about to be sent.
-        let before_listen = hearing.needs_server();
+        // Not in the turn in which that comes true either: the LISTEN is sent at its end.
+        let may_deliver = hearing.may_deliver();
         if let Some((subscription, _)) = &mut hearing.waiting
             && let Poll::Ready(result) = Pin::new(subscription).poll(cx)
         {
@@ -175,7 +258,26 @@ impl Relay {
                     self.take_mail()?;
                     self.session.release_ready(&mut self.output);
                 }
-                Some(Wait::Replaced) | None => {}
+                Some(Wait::Replaced(replacing)) => {
+                    let now = self.clock.now();
+                    let going_on = match &result {
+                        Ok(()) => hearing.replace(replacing, now),
+                        Err(_) => {
+                            hearing.keep(&replacing, now);
+                            false
+                        }
+                    };
+                    if !going_on {
+                        let why = result
+                            .err()
+                            .map_or_else(|| "it was lost meanwhile".to_owned(), |report| report.message.to_string());
+                        tracing::warn!(
+                            client = self.listed.entry.id,
+                            "no connection listens in the encoding that a client has changed to; it hears in the one before: {why}"
+                        );
+                    }
+                }
+                None => {}
             }
         }
         let busy = match &self.server {
@@ -183,7 +285,11 @@ impl Relay {
             Server::Leased(lease) => lease.side.is_busy() || lease.side.is_mid_frame() || !lease.input.is_empty(),
         };
         let Some(hearing) = &self.hearing else { return Ok(step) };
-        let ready = !before_listen && !busy && self.session.may_be_notified() && !self.session.holds_ready();
+        let ready = may_deliver
+            && hearing.may_deliver()
+            && !busy
+            && self.session.may_be_notified()
+            && !self.session.holds_ready();
         if ready && hearing.listener.mailbox().has_mail() && self.output.len() < UNREAD_OUTPUT {
             self.take_mail()?;
             step = Step::Progress;

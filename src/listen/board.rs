@@ -159,6 +159,7 @@ impl Board {
 
 const LISTEN: &str = "LISTEN ";
 const UNLISTEN: &str = "UNLISTEN ";
+const NOTIFY: &str = "NOTIFY ";
 /// Bytes around a name: quotes and semicolon.
 const QUOTES: usize = 3;
 /// The longest name: `NAMEDATALEN` less its end.
@@ -170,10 +171,10 @@ pub(super) fn is_name(channel: &[u8]) -> bool {
     (1..=LONGEST).contains(&channel.len()) && !channel.contains(&0)
 }
 
-/// LISTEN and UNLISTEN for these channels, as one query.
-pub(super) fn statements(listen: &[Channel], unlisten: &[Channel]) -> Vec<u8> {
+/// LISTEN, UNLISTEN and NOTIFY for these channels, as one query.
+pub(super) fn statements(listen: &[Channel], unlisten: &[Channel], notify: &[Channel]) -> Vec<u8> {
     let mut sql = Vec::new();
-    for (verb, channels) in [(LISTEN, listen), (UNLISTEN, unlisten)] {
+    for (verb, channels) in [(LISTEN, listen), (UNLISTEN, unlisten), (NOTIFY, notify)] {
         for channel in channels {
             sql.extend_from_slice(verb.as_bytes());
             quote(&mut sql, channel);
@@ -215,7 +216,7 @@ mod tests {
     fn names_are_quoted_whatever_is_in_them() {
         let sql = |listen: &[&str], unlisten: &[&str]| {
             let channels = |names: &[&str]| names.iter().map(|name| channel(name)).collect::<Vec<_>>();
-            String::from_utf8(statements(&channels(listen), &channels(unlisten))).unwrap()
+            String::from_utf8(statements(&channels(listen), &channels(unlisten), &[])).unwrap()
         };
         for (listen, unlisten, expected) in [
             (&["a"][..], &[][..], r#"LISTEN "a";"#),
@@ -303,7 +304,10 @@ mod tests {
         let asked: Vec<&Channel> = requests.iter().flatten().collect();
         assert_eq!((asked.len(), board.channels(), board.has_stale()), (2_000, 2_000, false));
         assert!(asked.iter().all(|channel| board.needs_listen(channel)));
-        assert!(requests.iter().all(|request| statements(request, &[]).len() < REQUEST + 100), "requests are bounded");
+        assert!(
+            requests.iter().all(|request| statements(request, &[], &[]).len() < REQUEST + 100),
+            "requests are bounded"
+        );
         assert!(requests.len() < 10);
     }
 }

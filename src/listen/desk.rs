@@ -43,6 +43,8 @@ pub(super) struct Pending {
     pub(super) opening: u64,
     /// It asks for no channel, but for an answer of the connection there is.
     pub(super) is_barrier: bool,
+    /// And that this is notified before.
+    pub(super) notify: Option<Channel>,
     pub(super) asked: Instant,
     pub(super) deadline: Instant,
     /// It was refused together with others: to find out whose fault that was, each is tried alone.
@@ -459,7 +461,8 @@ impl Desk {
         for channel in &unlisten {
             self.board.set_listened(channel, false);
         }
-        line.request(&listen, &unlisten);
+        let notify: Vec<Channel> = pending.iter().filter_map(|pending| pending.notify.clone()).collect();
+        line.request(&listen, &unlisten, &notify);
         self.flight = Some(Flight { sent: now, listen, kept, unlisten, pending, again });
     }
 

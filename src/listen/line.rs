@@ -198,10 +198,15 @@ impl Line {
         self.server.entry.key.pid
     }
 
-    /// Asks the server for these channels and no longer for those; with none of either, only for an answer. The one before
-    /// must have been answered.
-    pub(super) fn request(&mut self, listen: &[super::Channel], unlisten: &[super::Channel]) {
-        let sql = board::statements(listen, unlisten);
+    /// Asks the server for these channels and no longer for those, and notifies others; with none of all, only for an
+    /// answer. The one before must have been answered.
+    pub(super) fn request(
+        &mut self,
+        listen: &[super::Channel],
+        unlisten: &[super::Channel],
+        notify: &[super::Channel],
+    ) {
+        let sql = board::statements(listen, unlisten, notify);
         let mut query = |sql: &[u8]| {
             reply::request(&mut self.server.output, FrontendTag::Query, |body| {
                 body.extend_from_slice(sql);

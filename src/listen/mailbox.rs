@@ -201,6 +201,25 @@ impl Mailbox {
         self.keep_mail(&mut inner, |open, channel| open.contains_key(channel));
     }
 
+    /// Puts what waits in another mailbox before a message of the channel `mark` in the place of what waits here before one,
+    /// and drops the rest there. False, and nothing is changed, if one of them has none.
+    pub(super) fn take_over(&self, other: &Self, mark: &[u8]) -> bool {
+        // Both belong to the same client's task, and nobody else locks two.
+        let (mut inner, mut from) = (self.inner(), other.inner());
+        let position = |mail: &VecDeque<(Channel, Arc<[u8]>)>| mail.iter().position(|(channel, _)| **channel == *mark);
+        let (Some(here), Some(there)) = (position(&inner.mail), position(&from.mail)) else { return false };
+        let mut mail = std::mem::take(&mut from.mail);
+        from.bytes = 0;
+        mail.truncate(there);
+        inner.mail.drain(..=here);
+        mail.append(&mut inner.mail);
+        inner.bytes = mail.iter().map(|(_, frame)| frame.len()).sum();
+        inner.mail = mail;
+        other.has_mail.store(false, Ordering::Release);
+        self.has_mail.store(!inner.mail.is_empty(), Ordering::Release);
+        true
+    }
+
     /// Drops what waits of these channels.
     pub(super) fn clear(&self, channels: &[Channel]) {
         self.keep_mail(&mut self.inner(), |_, channel| !channels.contains(channel));
@@ -298,6 +317,22 @@ mod tests {
         assert!(mailbox.push(&channel("a"), 2, &frame(b"new")));
         assert!(!mailbox.push(&channel("b"), 1, &frame(b"none")));
         assert_eq!(mailbox.take().unwrap(), [frame(b"new")]);
+    }
+
+    #[test]
+    fn one_mailbox_takes_over_from_another_at_the_mark_that_both_have() {
+        let [(old, _), (new, _)] = [(); 2].map(|()| mailbox(&["a", "mark"]));
+        let push = |mailbox: &Mailbox, mail: &[(&str, &[u8])]| {
+            mail.iter().for_each(|(name, bytes)| assert!(mailbox.push(&channel(name), 1, &frame(bytes))));
+        };
+        push(&old, &[("a", b"1"), ("a", b"2")]);
+        push(&new, &[("a", b"2"), ("mark", b"m"), ("a", b"3")]);
+        assert!(!new.take_over(&old, b"mark"), "it has not come yet");
+        push(&old, &[("mark", b"m"), ("a", b"3")]);
+        assert!(new.take_over(&old, b"mark"));
+        assert!(!old.has_mail());
+        assert_eq!(new.take().unwrap(), [b"1", b"2", b"3"].map(|bytes| frame(bytes)));
+        assert!(!new.take_over(&old, b"mark"));
     }
 
     #[test]

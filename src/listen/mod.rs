@@ -273,17 +273,29 @@ impl Listener {
         if channels.is_empty() {
             return Subscription::decided(Ok(()));
         }
-        self.ask(channels, opening, deadline)
+        self.ask(channels, opening, None, deadline)
     }
 
     /// Comes true when all notifications that were committed before now are in the mailbox, at the cost of a round trip:
     /// PostgreSQL gives a client what it has sent to itself before it says that it is ready, and clients count on that.
     /// Fails at once where the connection is lost, and by `deadline`; the client need not be told.
     pub fn catch_up(&self, deadline: Instant) -> Subscription {
-        if self.is_idle() { Subscription::decided(Ok(())) } else { self.ask(Vec::new(), 0, deadline) }
+        if self.is_idle() { Subscription::decided(Ok(())) } else { self.ask(Vec::new(), 0, None, deadline) }
     }
 
-    fn ask(&self, channels: Vec<Channel>, opening: u64, deadline: Instant) -> Subscription {
+    /// The same, and it notifies a channel before.
+    pub fn notify(&self, channel: Box<[u8]>, deadline: Instant) -> Subscription {
+        self.ask(Vec::new(), 0, Some(channel.into()), deadline)
+    }
+
+    /// Takes over what has come for another listener of the same client, as far as a notification of the channel `mark` that
+    /// both have got: before that it is the other one's that counts, and behind it this one's. Both get all in the same
+    /// order, so nothing is missing and nothing is there twice. False, and nothing is changed, if one of them lacks the mark.
+    pub fn take_over(&self, other: &Self, mark: &[u8]) -> bool {
+        self.mailbox.take_over(&other.mailbox, mark)
+    }
+
+    fn ask(&self, channels: Vec<Channel>, opening: u64, notify: Option<Channel>, deadline: Instant) -> Subscription {
         let (done, answer) = oneshot::channel();
         let pending = Pending {
             mailbox: Arc::clone(&self.mailbox),
@@ -291,6 +303,7 @@ impl Listener {
             is_barrier: channels.is_empty(),
             channels,
             opening,
+            notify,
             asked: Instant::now(),
             deadline,
             alone: false,
