@@ -136,6 +136,22 @@ fn what_a_refused_query_would_have_unlistened_is_listened_to() {
 }
 
 #[test]
+fn a_request_that_waits_is_refused_where_the_settings_of_its_session_are() {
+    let (ambassador, database) = pooled("interplay_settings");
+    let mut direct = login(shared().port(), &database);
+    direct.query("drop role if exists interplay_settings; create role interplay_settings");
+    let (mut client, mut other) = (login(ambassador.port, &database), login(ambassador.port, &database));
+    client.query("set role interplay_settings");
+    other.query("select 1");
+    direct.query("drop role interplay_settings");
+    for _ in 0..2 {
+        let refused = client.exchange(&query("listen c"));
+        assert_eq!(told(&refused), ["E 22023", "Z I"]);
+    }
+    assert_eq!(other.value("select 1"), "1");
+}
+
+#[test]
 fn statements_of_ours_that_are_hidden_right_behind_their_making_are_made_again() {
     let (ambassador, database) = pooled("interplay_hidden");
     let (mut client, mut other) = (login(ambassador.port, &database), login(ambassador.port, &database));

@@ -166,6 +166,8 @@ pub(super) struct Relay {
     held_back: bool,
     /// How many requests the client has made.
     requests: u64,
+    /// The last of them is answered, and what the server still owes is for us.
+    request_over: bool,
     /// Which server it would like to have.
     wish: Wish,
     /// Why the client keeps its server.
@@ -304,6 +306,7 @@ impl Relay {
             dry: Dry::default(),
             held_back: false,
             requests: 0,
+            request_over: false,
             wish: Wish::NONE,
             pins: Pins::NONE,
             wanted_back: false,
@@ -539,7 +542,7 @@ impl Relay {
                     Ok(Read::Handled)
                 }
                 Err(Violation::Ended(report) | Violation::Begin(report)) => Ok(Read::Lost(report)),
-                Err(Violation::Replay(report)) => Ok(Read::Lost(
+                Err(Violation::Replay(report)) => Ok(Read::Refused(
                     Report::ours(report.code, format!("the session's settings cannot be applied: {}", report.message))
                         .hint("RESET the setting, or set it to a value that exists."),
                 )),
@@ -557,6 +560,7 @@ impl Relay {
                 match read? {
                     Read::Handled => self.after_server_input()?,
                     Read::Lost(report) => self.server_lost(&report)?,
+                    Read::Refused(report) => self.server_refused(&report)?,
                     Read::Final(report) => {
                         self.drop_server();
                         return Err(Stop::Told(report));
@@ -584,6 +588,11 @@ impl Relay {
             return Ok(());
         }
         if lease.side.is_busy() {
+            // There is nothing of the client's any more that could be cancelled.
+            if !self.request_over && lease.side.owes_its_client_nothing() {
+                self.request_over = true;
+                self.listed.entry.set_request(0);
+            }
             // The server waits for COPY data: what the client sends next is a part of that, or an error.
             if self.quiet && lease.side.in_copy_in() {
                 self.quiet = false;
@@ -858,6 +867,17 @@ impl Relay {
         server
     }
 
+    /// The server does not take the client's settings, and no other one will.
+    fn server_refused(&mut self, report: &Report) -> Result<(), Stop> {
+        let (waits, before) = (self.quiet, self.output.len());
+        self.server_lost(report)?;
+        // A frame that has waited for that is not owed an answer yet, and would wait for the same again.
+        if waits && self.output.len() == before && matches!(self.server, Server::None) && !self.input.is_empty() {
+            self.refuse(report)?;
+        }
+        Ok(())
+    }
+
     fn server_lost(&mut self, report: &Report) -> Result<(), Stop> {
         let Server::Leased(lease) = &mut self.server else { return Ok(()) };
         tracing::warn!(
@@ -1013,6 +1033,10 @@ impl Relay {
                     if !out.is_empty() {
                         if let Some(router) = &mut self.router {
                             router.sends();
+                        }
+                        if std::mem::take(&mut self.request_over) && self.clock.request.is_some() {
+                            self.requests += 1;
+                            self.listed.entry.set_request(self.requests);
                         }
                         if self.clock.request.is_none() {
                             let now = self.clock.now();
@@ -1562,6 +1586,8 @@ enum Asked {
 enum Read {
     Handled,
     Lost(Report),
+    /// It does not take the client's settings.
+    Refused(Report),
     Final(Report),
     Broken(FrameError),
 }
