@@ -257,6 +257,17 @@ fn each_consistency_keeps_its_promise() {
 }
 
 #[test]
+fn a_read_waits_for_a_connection_that_takes_its_time() {
+    let cluster = replicated(1, &[]);
+    let ports = ports(&cluster);
+    let far = Chaos::start(ports[1]);
+    far.set_both(Rule { latency: Duration::from_millis(60), ..Rule::default() });
+    let ambassador = routed(&[ports[0], far.port], ports[0], &[]);
+    let mut client = Client::new(ambassador.port);
+    wait_until("a read of a new session goes there", || port_of(&mut client) == ports[1]);
+}
+
+#[test]
 fn reads_go_to_the_nearest_replica_and_elsewhere_while_it_is_away_or_lags() {
     let cluster = replicated(3, &[]);
     let ports = ports(&cluster);

@@ -1433,10 +1433,10 @@ impl Relay {
                 .detail(format!("nothing was taken for {:?}", limits.client_write));
             return Err(Stop::Fatal(report));
         }
-        if self.clock.waiting.is_some()
+        if let Server::Waiting(wait) = &self.server
             && let Some(router) = &mut self.router
             && is_up(router.waits_for_replica(), LOOK_AGAIN)
-            && !router.should_wait_on(now)
+            && !router.should_wait_on(wait.is_dialling(now), now)
         {
             self.decide_again();
             return Ok(());

@@ -639,22 +639,24 @@ impl Router {
     }
 
     /// Whether to go on waiting for the replica's connection: whether that replica may still have it, and no other place has
-    /// room.
-    pub(super) fn should_wait_on(&mut self, now: Instant) -> bool {
+    /// room. One that `is_dialled` is waited for in any case: who left each time would never have it, however soon it comes.
+    pub(super) fn should_wait_on(&mut self, is_dialled: bool, now: Instant) -> bool {
         let (Some(begun), Some(Plan { replica: Some(replica), .. })) = (self.begun, &mut self.plan) else {
             return true;
         };
         replica.since = now;
         let waits_for = replica.node;
+        let node = self.watcher.get().node(waits_for);
+        let is_fit = node.is_some_and(|node| balance::is_fit(node, &self.routes.config.policy).is_ok());
+        if is_dialled {
+            return is_fit;
+        }
         match self.choose(begun, false, now) {
             Choice::Replica(_) | Choice::Primary(_) => {
                 self.impatient = true;
                 false
             }
-            Choice::Queue(_) | Choice::Refuse(_) => {
-                let node = self.watcher.get().node(waits_for);
-                node.is_some_and(|node| balance::is_fit(node, &self.routes.config.policy).is_ok())
-            }
+            Choice::Queue(_) | Choice::Refuse(_) => is_fit,
         }
     }
 

@@ -497,11 +497,14 @@ impl Pool {
     pub fn wait(self: Arc<Self>, client: u64, started: Instant, deadline: Instant) -> Wait {
         if self.gate.is_open() && !self.keepers.are_there() {
             return match self.enter(Wish::NONE) {
-                Ok(place) => Wait::Long(Box::pin(self.lease_with(Some(place), client, started, deadline))),
+                Ok(place) => {
+                    let pool = Some(Arc::clone(&self));
+                    Wait::Long(Box::pin(self.lease_with(Some(place), client, started, deadline)), pool)
+                }
                 Err(waiting) => Wait::InLine(InLine { waiting, pool: self, client, started, deadline }),
             };
         }
-        Wait::Long(Box::pin(self.lease(client, started, deadline)))
+        Wait::Long(Box::pin(self.lease(client, started, deadline)), None)
     }
 
     /// Dials until there is a connection, `deadline` passes, or it makes no sense any more.
@@ -1015,8 +1018,8 @@ impl Pool {
 pub enum Wait {
     /// Somebody will give us one.
     InLine(InLine),
-    /// There may be more to do than to wait.
-    Long(Pin<Box<dyn Future<Output = Result<Lease, LeaseError>> + Send>>),
+    /// There may be more to do than to wait: in this pool, if it is known that one is made.
+    Long(Pin<Box<dyn Future<Output = Result<Lease, LeaseError>> + Send>>, Option<Arc<Pool>>),
 }
 
 /// A client in a pool's line.
@@ -1041,11 +1044,20 @@ impl Wait {
                 },
                 other @ (Place::Server(_) | Place::Seat(_)) => Some(other),
             };
-            *self = Self::Long(Box::pin(Arc::clone(pool).lease_with(place, *client, *started, *deadline)));
+            let lease = Arc::clone(pool).lease_with(place, *client, *started, *deadline);
+            *self = Self::Long(Box::pin(lease), Some(Arc::clone(pool)));
         }
         match self {
             Self::InLine(_) => Poll::Pending,
-            Self::Long(future) => future.as_mut().poll(cx),
+            Self::Long(future, _) => future.as_mut().poll(cx),
+        }
+    }
+
+    /// Whether a connection is being made for this client, which ends if it does not wait any more.
+    pub fn is_dialling(&self, now: Instant) -> bool {
+        match self {
+            Self::Long(_, Some(pool)) => matches!(lock(&pool.backoff).wait(now), backoff::Wait::Go),
+            Self::InLine(_) | Self::Long(_, None) => false,
         }
     }
 }
@@ -1054,7 +1066,7 @@ impl std::fmt::Debug for Wait {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::InLine(line) => line.fmt(f),
-            Self::Long(_) => f.write_str("Long"),
+            Self::Long(..) => f.write_str("Long"),
         }
     }
 }

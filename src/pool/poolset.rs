@@ -292,10 +292,13 @@ impl PoolSet {
             return Arc::clone(primary).wait(client, started, deadline);
         }
         let this = Arc::clone(self);
-        Wait::Long(Box::pin(async move {
-            let primary = this.find_primary(deadline).await?;
-            primary.lease(client, started, deadline).await
-        }))
+        Wait::Long(
+            Box::pin(async move {
+                let primary = this.find_primary(deadline).await?;
+                primary.lease(client, started, deadline).await
+            }),
+            None,
+        )
     }
 
     /// Why there was no connection after so long a wait.
