@@ -218,6 +218,16 @@ fn what_a_client_prepares_again_by_sql_is_its_own() {
 }
 
 #[test]
+fn a_name_that_sql_has_taken_is_taken_behind_an_earlier_batch_as_well() {
+    let batches = [text("select 1/0"), sync(), parse("s", "select 2"), sync()];
+    same_as_directly(
+        "interplay_taken",
+        &[],
+        &[(query("prepare s as select 1"), 1), (batches.concat(), 2), (query("execute s"), 1)],
+    );
+}
+
+#[test]
 fn a_deallocate_ends_the_batch_before_it() {
     let (ambassador, database) = pooled("interplay_deallocate");
     for (n, port) in [shared().port(), ambassador.port].into_iter().enumerate() {

@@ -11,6 +11,10 @@ use std::time::{Duration, Instant};
 
 /// How long a client waits for the listening connection before its own server listens instead.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a client waits for each step of another listener's taking over, and the longest pause before that is tried again
+/// when it has failed.
+const HANDOVER: Duration = Duration::from_secs(2);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// How long a client waits for what it has sent to itself.
 const CATCH_UP: Duration = Duration::from_secs(2);
 
@@ -22,6 +26,8 @@ pub(super) struct Hearing {
     waiting: Option<(Subscription, Wait)>,
     /// When it may be tried again to replace the listener.
     retry: Option<Instant>,
+    /// How long that was put off.
+    pause: Duration,
 }
 
 /// What a subscription is waited for.
@@ -88,9 +94,9 @@ impl Hearing {
         let Replacing { next, mark, stage } = &mut *replacing;
         let subscription;
         (subscription, *stage) = match stage {
-            Stage::Next => (self.listener.listen([mark.clone()], now + PATIENCE), Stage::Both),
-            Stage::Both => (next.notify(mark.clone(), now + PATIENCE), Stage::Sent),
-            Stage::Sent => (self.listener.catch_up(now + PATIENCE), Stage::Come),
+            Stage::Next => (self.listener.listen([mark.clone()], now + HANDOVER), Stage::Both),
+            Stage::Both => (next.notify(mark.clone(), now + HANDOVER), Stage::Sent),
+            Stage::Sent => (self.listener.catch_up(now + HANDOVER), Stage::Come),
             Stage::Come => {
                 let taken = next.take_over(&self.listener, mark);
                 next.unlisten([mark.clone()]);
@@ -110,7 +116,8 @@ impl Hearing {
     /// not with each: the client waits meanwhile.
     fn keep(&mut self, replacing: &Replacing, now: Instant) {
         self.listener.unlisten([replacing.mark.clone()]);
-        self.retry = Some(now + PATIENCE);
+        self.pause = (2 * self.pause).clamp(HANDOVER, LONGEST_PAUSE);
+        self.retry = Some(now + self.pause);
     }
 
     /// Whether what has come may be delivered: not what may be from before the LISTEN that is about to be sent, nor what may
@@ -151,7 +158,7 @@ impl Relay {
         let encoding = self.encoding();
         let hearing = self.hearing.get_or_insert_with(|| {
             let listener = self.upstream.hubs.listener(&self.upstream.pools, &encoding, cx.waker().clone());
-            Box::new(Hearing { listener, waker: cx.waker().clone(), waiting: None, retry: None })
+            Box::new(Hearing { listener, waker: cx.waker().clone(), waiting: None, retry: None, pause: Duration::ZERO })
         });
         hearing.waiting = Some(match names.is_empty() {
             false => (hearing.listener.listen(names.clone(), deadline), Wait::Channels(names)),
@@ -211,14 +218,16 @@ impl Relay {
         }
         if hearing.listener.is_idle() {
             self.hearing = None;
-        } else if encoding.is_empty() || hearing.listener.has_encoding(&encoding) {
-            hearing.retry = None;
+        } else if encoding.is_empty() {
+            // No server says which it is.
+        } else if hearing.listener.has_encoding(&encoding) {
+            (hearing.retry, hearing.pause) = (None, Duration::ZERO);
         } else if hearing.retry.is_none_or(|retry| retry <= now) {
             let next = self.upstream.hubs.listener(&self.upstream.pools, &encoding, hearing.waker.clone());
             // No other pooler must send the same.
             let mark = ChannelName::from(format!("ambassador:switch:{:016x}", fastrand::u64(..)).as_bytes());
             let names = self.session.heard_channels().into_iter().chain([mark.clone()]);
-            let subscription = next.listen(names, now + PATIENCE);
+            let subscription = next.listen(names, now + HANDOVER);
             let replacing = Replacing { next, mark, stage: Stage::Next };
             hearing.waiting = Some((subscription, Wait::Replaced(Box::new(replacing))));
         }

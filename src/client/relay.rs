@@ -16,7 +16,7 @@ use crate::net::{Stream, scratch};
 use crate::pool::{Lease, LeaseError, Member, Pool, PoolSet, Stats, View, Wait, Wish};
 use crate::routing::{Destination, Preference};
 use crate::session::{
-    AtRest, Interners, Next, Outbound, OwnRequest, Parting, Pins, PoolMode, ServerLoss, Session, Violation,
+    AtRest, Interners, Next, Outbound, OwnRequest, Parting, Pins, PoolMode, ServerLoss, Session, Taken, Violation,
 };
 use crate::wire::frame::HEADER;
 use crate::wire::{FrameError, FrontendTag, Report, SqlState, TxStatus};
@@ -164,6 +164,8 @@ pub(super) struct Relay {
     dry: Dry,
     /// `output` is held back until every other task that is ready has had its turn; see [`Relay::server_input`].
     held_back: bool,
+    /// Something waited for room in the server's socket, and what may follow when it is sent was not looked at.
+    unsent: bool,
     /// How many requests the client has made.
     requests: u64,
     /// The last of them is answered, and what the server still owes is for us.
@@ -305,6 +307,7 @@ impl Relay {
             input,
             dry: Dry::default(),
             held_back: false,
+            unsent: false,
             requests: 0,
             request_over: false,
             wish: Wish::NONE,
@@ -374,9 +377,9 @@ impl Relay {
                 return Ok(step);
             }
         }
-        let unsent = matches!(&self.server, Server::Leased(lease) if !lease.output.is_empty());
+        self.unsent |= matches!(&self.server, Server::Leased(lease) if !lease.output.is_empty());
         if self.poll_server_output(cx).is_ready() {
-            if unsent {
+            if std::mem::take(&mut self.unsent) {
                 self.after_server_output()?;
                 step = Step::Progress;
             }
@@ -974,7 +977,9 @@ impl Relay {
         // The server was kept for a frame that then needed none, or for the rest of one that is not answered.
         let is_through = match &self.server {
             Server::Leased(lease) if again => !lease.side.is_busy(),
-            Server::Leased(lease) => self.wanted_back && self.session.may_release(&lease.side),
+            Server::Leased(lease) => {
+                (self.wanted_back || self.clock.request.is_some()) && self.session.may_release(&lease.side)
+            }
             Server::None | Server::Waiting(_) => false,
         };
         if is_through && !self.quiet && !self.is_awaited_by_a_listen() {
@@ -1034,7 +1039,9 @@ impl Relay {
                         if let Some(router) = &mut self.router {
                             router.sends();
                         }
-                        if std::mem::take(&mut self.request_over) && self.clock.request.is_some() {
+                        // What only hurries the answers to what is ours is no request.
+                        let asks = !matches!(&taken, Ok(Taken { bytes: 0, next: Next::Quiet }));
+                        if asks && std::mem::take(&mut self.request_over) && self.clock.request.is_some() {
                             self.requests += 1;
                             self.listed.entry.set_request(self.requests);
                         }

@@ -403,7 +403,7 @@ impl Pool {
     /// The same for a caller that keeps the time itself: `deadline` only bounds attempts to connect. When it has passed
     /// the caller drops the future and asks [`Pool::timed_out`] for the reason. It began to wait when it `started`.
     pub async fn lease(self: Arc<Self>, client: u64, started: Instant, deadline: Instant) -> Result<Lease, LeaseError> {
-        self.lease_with(None, client, started, deadline).await
+        self.lease_with(None, client, started, deadline, Arc::default()).await
     }
 
     /// The same for who may have a place already.
@@ -413,6 +413,7 @@ impl Pool {
         client: u64,
         started: Instant,
         deadline: Instant,
+        dialling: Arc<Dialling>,
     ) -> Result<Lease, LeaseError> {
         loop {
             if !self.gate.is_open() {
@@ -450,7 +451,7 @@ impl Pool {
                 Place::Seat(seat) => seat,
             };
             // Boxed: the rare case must not make the common one large.
-            match Box::pin(self.fill(started, deadline.into())).await? {
+            match Box::pin(self.fill(started, deadline.into(), &dialling)).await? {
                 Some(mut server) => {
                     server.held.push(Box::new(seat));
                     self.stats.count_assignment();
@@ -498,13 +499,15 @@ impl Pool {
         if self.gate.is_open() && !self.keepers.are_there() {
             return match self.enter(Wish::NONE) {
                 Ok(place) => {
-                    let pool = Some(Arc::clone(&self));
-                    Wait::Long(Box::pin(self.lease_with(Some(place), client, started, deadline)), pool)
+                    let dialling = Arc::default();
+                    let lease = self.lease_with(Some(place), client, started, deadline, Arc::clone(&dialling));
+                    Wait::Long(Box::pin(lease), dialling)
                 }
                 Err(waiting) => Wait::InLine(InLine { waiting, pool: self, client, started, deadline }),
             };
         }
-        Wait::Long(Box::pin(self.lease(client, started, deadline)), None)
+        let dialling = Arc::default();
+        Wait::Long(Box::pin(self.lease_with(None, client, started, deadline, Arc::clone(&dialling))), dialling)
     }
 
     /// Dials until there is a connection, `deadline` passes, or it makes no sense any more.
@@ -514,6 +517,7 @@ impl Pool {
         self: &Arc<Self>,
         started: Instant,
         deadline: tokio::time::Instant,
+        dialling: &Dialling,
     ) -> Result<Option<Box<Server>>, LeaseError> {
         let timeout = || self.timed_out(started.elapsed());
         loop {
@@ -562,7 +566,9 @@ impl Pool {
             if credential.usable_until.is_some_and(|end| end <= began) {
                 continue;
             }
+            dialling.note(Some(began));
             let dialled = self.dial(&target, &*source, credential).await;
+            dialling.note(None);
             drop(slot);
             match dialled {
                 Ok(mut server) => {
@@ -973,7 +979,7 @@ impl Pool {
         while self.connections() < self.config().min_idle && self.gate.is_open() {
             let deadline = Instant::now() + self.config().connect_timeout;
             let Some(seat) = self.free_seat() else { return };
-            match self.fill(Instant::now(), deadline.into()).await {
+            match self.fill(Instant::now(), deadline.into(), &Dialling::default()).await {
                 Ok(Some(mut server)) => {
                     server.held.push(Box::new(seat));
                     server.entry.set_state(ServerState::Idle);
@@ -1014,12 +1020,25 @@ impl Pool {
     }
 }
 
+/// Since when a connection is being made for who waits.
+#[derive(Debug, Default)]
+pub struct Dialling(Mutex<Option<Instant>>);
+
+impl Dialling {
+    fn note(&self, since: Option<Instant>) {
+        *lock(&self.0) = since;
+    }
+}
+
+/// An attempt to connect that takes longer than this is not waited for where there is another place to go.
+const WORTH_WAITING: Duration = Duration::from_secs(1);
+
 /// A wait for a connection.
 pub enum Wait {
     /// Somebody will give us one.
     InLine(InLine),
-    /// There may be more to do than to wait: in this pool, if it is known that one is made.
-    Long(Pin<Box<dyn Future<Output = Result<Lease, LeaseError>> + Send>>, Option<Arc<Pool>>),
+    /// There may be more to do than to wait.
+    Long(Pin<Box<dyn Future<Output = Result<Lease, LeaseError>> + Send>>, Arc<Dialling>),
 }
 
 /// A client in a pool's line.
@@ -1044,8 +1063,9 @@ impl Wait {
                 },
                 other @ (Place::Server(_) | Place::Seat(_)) => Some(other),
             };
-            let lease = Arc::clone(pool).lease_with(place, *client, *started, *deadline);
-            *self = Self::Long(Box::pin(lease), Some(Arc::clone(pool)));
+            let dialling = Arc::default();
+            let lease = Arc::clone(pool).lease_with(place, *client, *started, *deadline, Arc::clone(&dialling));
+            *self = Self::Long(Box::pin(lease), dialling);
         }
         match self {
             Self::InLine(_) => Poll::Pending,
@@ -1053,11 +1073,14 @@ impl Wait {
         }
     }
 
-    /// Whether a connection is being made for this client, which ends if it does not wait any more.
+    /// Whether a connection is being made for this client, which ends if it does not wait any more; and has not been for so
+    /// long that it may as well never come.
     pub fn is_dialling(&self, now: Instant) -> bool {
         match self {
-            Self::Long(_, Some(pool)) => matches!(lock(&pool.backoff).wait(now), backoff::Wait::Go),
-            Self::InLine(_) | Self::Long(_, None) => false,
+            Self::Long(_, dialling) => {
+                lock(&dialling.0).is_some_and(|since| now.saturating_duration_since(since) < WORTH_WAITING)
+            }
+            Self::InLine(_) => false,
         }
     }
 }

@@ -297,7 +297,7 @@ impl PoolSet {
                 let primary = this.find_primary(deadline).await?;
                 primary.lease(client, started, deadline).await
             }),
-            None,
+            Arc::default(),
         )
     }
 

@@ -652,8 +652,14 @@ impl Session {
                 return fare;
             }
         }
-        if self.sql_prepared.is_some() && server.pipeline.surely_accepts() {
-            Self::try_name(&parse, server, to_server);
+        if self.sql_prepared.is_some() {
+            // An earlier batch may yet fail, or have dropped that name.
+            if !server.pipeline.surely_accepts() && server.will_settle() {
+                return wait_for_quiet(to_server);
+            }
+            if server.pipeline.surely_accepts() {
+                Self::try_name(&parse, server, to_server);
+            }
         }
         self.counts.client_parses += 1;
         let name = self.prepared.begin(parse.name, Some(Arc::clone(&statement)), self.batch);
