@@ -1,7 +1,7 @@
 //! Messages that meet each other, and what they have done to each other before: whatever they are, the answers are those that
 //! PostgreSQL gives.
 
-use crate::support::client::{Message, bind, close, execute, flush, parse, query, sync};
+use crate::support::client::{Message, bind, close, describe, execute, flush, parse, query, sync};
 use crate::support::{Ambassador, Client, shared, url};
 
 /// A database of the test's own on the shared server, and a pool of one connection to it.
@@ -224,6 +224,16 @@ fn a_name_that_sql_has_taken_is_taken_behind_an_earlier_batch_as_well() {
         "interplay_taken",
         &[],
         &[(query("prepare s as select 1"), 1), (batches.concat(), 2), (query("execute s"), 1)],
+    );
+}
+
+#[test]
+fn what_sql_has_prepared_outlives_a_batch_that_could_not_take_its_name() {
+    let batch = [parse("s", "select 2"), describe(b'S', "s"), text("deallocate s"), sync()];
+    same_as_directly(
+        "interplay_outlives",
+        &[],
+        &[(query("prepare s as select 1"), 1), (batch.concat(), 1), (query("execute s"), 1)],
     );
 }
 

@@ -198,7 +198,8 @@ impl Session {
         if unknown && reference.verb == Verb::Prepare {
             self.takes_name(&reference.name);
         }
-        if !unknown && server.may_forget_names() && server.will_settle() {
+        // Where SQL may have taken the name, a Parse that is on its way may be refused for that, and the name is not ours.
+        if !unknown && (server.may_forget_names() || self.sql_prepared.is_some()) && server.will_settle() {
             return Some(wait_for_quiet(to_server));
         }
         let (name, statement) = match self.prepared.look_up(&reference.name, self.batch) {
