@@ -228,6 +228,28 @@ fn a_name_that_sql_has_taken_is_taken_behind_an_earlier_batch_as_well() {
 }
 
 #[test]
+fn what_was_lent_to_a_text_that_fails_before_it_drops_it_is_taken_back() {
+    let again = "deallocate s; prepare s as select 2";
+    same_as_directly(
+        "interplay_left",
+        &[],
+        &[
+            ([parse("s", "select 1"), sync()].concat(), 1),
+            (query(format!("select 1/0; {again}")), 1),
+            (query("execute s"), 1),
+            (query("begin"), 1),
+            (query("select 1/0"), 1),
+            (query(again), 1),
+            (query("rollback"), 1),
+            (query("execute s"), 1),
+            ([text("deallocate s"), sync()].concat(), 1),
+            ([parse("s", "select 3"), sync()].concat(), 1),
+            ([query("begin"), query("select 1/0"), query(again), query("rollback"), query("execute s")].concat(), 5),
+        ],
+    );
+}
+
+#[test]
 fn what_sql_has_prepared_outlives_a_batch_that_could_not_take_its_name() {
     let batch = [parse("s", "select 2"), describe(b'S', "s"), text("deallocate s"), sync()];
     same_as_directly(

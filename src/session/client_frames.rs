@@ -401,6 +401,9 @@ impl Session {
         to_server: &mut Outbound<'_>,
         to_client: &mut Vec<u8>,
     ) -> Result<Fare, Violation> {
+        if self.lending.is_some() {
+            self.take_back_left(server, to_server);
+        }
         if server.may_forget_names() && names_statement(cut.tag, cut.body(input)) && server.will_settle() {
             return Ok(wait_for_quiet(to_server));
         }

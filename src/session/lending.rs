@@ -30,6 +30,8 @@ pub(super) struct Lending {
     portals: Vec<(Box<[u8]>, Reference)>,
     /// What the DEALLOCATEs of the Query that is on its way drop, in their order; none stands for what is not ours.
     deallocates: VecDeque<Option<Box<[u8]>>>,
+    /// What a Query that failed has left of its loans, because it was to take the name for another statement.
+    left: Vec<Box<[u8]>>,
 }
 
 #[derive(Debug)]
@@ -77,8 +79,8 @@ impl Session {
         server: &mut ServerSide,
         to_server: &mut Outbound<'_>,
     ) -> Option<Fare> {
-        // In a COPY the server takes nothing but data.
-        if server.pipeline.copy != Copy::None {
+        // In a COPY the server takes nothing but data, and in a failed transaction it runs nothing of this.
+        if server.pipeline.copy != Copy::None || server.pipeline.surely_refuses() {
             return None;
         }
         let references = references(frontend::query(text), self.standard_strings);
@@ -153,10 +155,29 @@ impl Session {
     #[cold]
     pub(super) fn ends_deallocating(&mut self) {
         if let Some(lending) = &mut self.lending {
-            lending.deallocates.clear();
-            if lending.lent.is_empty() && lending.portals.is_empty() {
+            lending.left.extend(std::mem::take(&mut lending.deallocates).into_iter().flatten());
+            if lending.lent.is_empty() && lending.portals.is_empty() && lending.left.is_empty() {
                 self.lending = None;
             }
+        }
+    }
+
+    /// Takes back what a Query has left, if no batch is open.
+    #[cold]
+    pub(super) fn take_back_left(&mut self, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
+        let Some(lending) = self.lending.as_mut().filter(|lending| !lending.left.is_empty()) else { return };
+        if server.pipeline.batch_open || server.pipeline.copy != Copy::None {
+            return;
+        }
+        for name in std::mem::take(&mut lending.left) {
+            reply::close_statement(to_server.edit(), &name);
+            server.pipeline.push(Owed::behind(Kind::Close));
+        }
+        reply::sync(to_server.edit());
+        server.pipeline.push(Owed::behind(Kind::Sync));
+        server.soil(Effects::PREPARE);
+        if lending.lent.is_empty() && lending.portals.is_empty() && lending.deallocates.is_empty() {
+            self.lending = None;
         }
     }
 
@@ -251,7 +272,7 @@ impl Session {
         }
         reply::sync(to_server.edit());
         server.pipeline.push(Owed::behind(Kind::Sync));
-        if lending.portals.is_empty() && lending.deallocates.is_empty() {
+        if lending.portals.is_empty() && lending.deallocates.is_empty() && lending.left.is_empty() {
             self.lending = None;
         }
     }
