@@ -79,8 +79,8 @@ impl Session {
         server: &mut ServerSide,
         to_server: &mut Outbound<'_>,
     ) -> Option<Fare> {
-        // In a COPY the server takes nothing but data, and in a failed transaction it runs nothing of this.
-        if server.pipeline.copy != Copy::None || server.pipeline.surely_refuses() {
+        // In a COPY the server takes nothing but data.
+        if server.pipeline.copy != Copy::None {
             return None;
         }
         let references = references(frontend::query(text), self.standard_strings);
