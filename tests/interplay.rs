@@ -410,6 +410,29 @@ fn to_ask_for_a_sequence_right_behind_what_drops_all_statements_is_no_end() {
 }
 
 #[test]
+fn an_unlisten_that_is_refused_or_skipped_leaves_the_unnamed_statement_as_postgresql_does() {
+    same_as_directly(
+        "interplay_unnamed_unlisten",
+        &[],
+        &[
+            (query("listen c"), 1),
+            // Refused as a text of two commands, and nothing is left of what was unnamed before.
+            ([text("select 1"), sync()].concat(), 1),
+            ([text("unlisten c; select 2"), sync()].concat(), 1),
+            ([run(""), sync()].concat(), 1),
+            // Skipped: what was unnamed before still is.
+            ([parse("", "select 3"), sync()].concat(), 1),
+            ([parse("s", "no sql"), text("unlisten c"), sync()].concat(), 1),
+            ([run(""), sync()].concat(), 1),
+            // The same with more behind it.
+            ([parse("s", "no sql"), text("unlisten c"), sync(), text("select 4"), sync()].concat(), 2),
+            ([text("unlisten c; select 2"), sync(), run(""), sync(), text("select 5"), sync()].concat(), 3),
+            ([run(""), sync()].concat(), 1),
+        ],
+    );
+}
+
+#[test]
 fn an_unlisten_that_is_rolled_back_where_it_stands_is_none() {
     let (ambassador, database) = pooled("interplay_unlisten");
     let batch = |texts: &[&str]| [texts.iter().flat_map(|sql| text(sql)).collect(), sync()].concat();

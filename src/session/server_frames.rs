@@ -293,17 +293,25 @@ impl Session {
             }
             Note::Unnamed { client, server: held } => {
                 self.unnamed_pending.0 = self.unnamed_pending.0.saturating_sub(1);
-                // What came behind it in a later batch has replaced what it made, and goes back to what it found.
+                // What came behind it in a later batch has replaced what it made, and goes back to what it found. A Query
+                // of ours between them has left the server none, and says nothing of what the client has.
+                let mut held = Some(held);
                 for owed in &mut server.pipeline.owed {
                     if let Some(Note::Unnamed { client: slot, server: holder }) = owed.note.as_deref_mut() {
-                        (*slot, *holder) = (client, held);
+                        *slot = client;
+                        if let Some(held) = held {
+                            *holder = held;
+                        }
                         return;
                     }
                     if matches!(owed.kind, Kind::Query { .. }) {
-                        return;
+                        held = None;
                     }
                 }
-                (self.unnamed, server.unnamed) = (client, held);
+                self.unnamed = client;
+                if let Some(held) = held {
+                    server.unnamed = held;
+                }
             }
             // The server still has whatever it had before, and we do not know whose that was.
             Note::UnnamedMade => {
