@@ -6,7 +6,7 @@ use crate::support::tls::{Authority, Pair, TlsClient, client_config, self_signed
 use crate::support::{Ambassador, Client, Dir, Hostile, cluster, shared, url, wait_until};
 use pg_ambassador::demo::cluster::{Cluster, Options};
 use rustls::version::{TLS12, TLS13};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 const LOGIN: [(&str, &str); 2] = [("user", "postgres"), ("database", "postgres")];
@@ -243,6 +243,33 @@ fn a_client_that_asks_for_tls_and_speaks_something_else_is_closed() {
     }
     let config = client_config(&secure.authority.pem, None, &[], &BOTH);
     assert_eq!(TlsClient::login(front.port, &config, &LOGIN).unwrap().value("select 1").unwrap(), "1");
+}
+
+#[test]
+fn what_comes_behind_the_end_of_a_tls_connection_ends_that_connection_and_hinders_nobody() {
+    let secure = secure();
+    let front = secure.front(&["--workers", "1"]);
+    let rest = vec![0; 16 * 1024];
+    // Before there is a key.
+    let mut client = Client::connect(front.port);
+    client.send(&[0, 0, 0, 8, 4, 210, 22, 47]);
+    let mut answer = [0];
+    client.stream.read_exact(&mut answer).unwrap();
+    client.send(&[&[0x15, 3, 3, 0, 2, 1, 0], &rest[..]].concat());
+    let _ = client.stream.read_to_end(&mut Vec::new());
+    for version in BOTH {
+        let config = client_config(&secure.authority.pem, None, &[], &[version]);
+        let mut strange = TlsClient::connect(front.port, &config).unwrap().stream;
+        let mut bytes = Vec::new();
+        strange.conn.send_close_notify();
+        strange.conn.write_tls(&mut bytes).unwrap();
+        bytes.extend(&rest);
+        strange.sock.write_all(&bytes).unwrap();
+        let mut left = Vec::new();
+        // Closed, whichever way: some of what was sent was never read.
+        let _ = strange.sock.read_to_end(&mut left);
+        assert_eq!(TlsClient::login(front.port, &config, &LOGIN).unwrap().value("select 1").unwrap(), "1");
+    }
 }
 
 #[test]

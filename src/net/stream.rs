@@ -189,7 +189,7 @@ impl Stream {
                         }
                         _ => Err(io::ErrorKind::UnexpectedEof.into()),
                     });
-                    !matches!(fed, Ok(0))
+                    !matches!(fed, Ok(0)) || tls.is_over()
                 }
             },
         }
@@ -260,6 +260,11 @@ impl Tls {
         }
     }
 
+    /// Whether the peer has said that no more will come, and all that came before was read.
+    fn is_over(&mut self) -> bool {
+        matches!(self.connection.reader().read(&mut [0]), Ok(0))
+    }
+
     /// Decrypts `bytes` into `buf` as far as there is room; what is left of `bytes` was not looked at.
     fn feed(&mut self, bytes: &mut &[u8], buf: &mut [u8], filled: &mut usize) -> io::Result<()> {
         loop {
@@ -272,7 +277,11 @@ impl Tls {
             if bytes.is_empty() || *filled == buf.len() {
                 return Ok(());
             }
-            self.connection.read_tls(bytes)?;
+            // Nothing is taken behind a close_notify: what comes there is nobody's.
+            if self.connection.read_tls(bytes)? == 0 {
+                *bytes = &[];
+                return Ok(());
+            }
             self.connection.process_new_packets().map_err(io::Error::other)?;
         }
     }
@@ -282,7 +291,9 @@ impl Tls {
         let pending = std::mem::take(&mut self.pending);
         let mut bytes = pending.as_slice();
         while !bytes.is_empty() && self.connection.is_handshaking() {
-            self.connection.read_tls(&mut bytes)?;
+            if self.connection.read_tls(&mut bytes)? == 0 {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the peer gave up the TLS handshake"));
+            }
             self.connection.process_new_packets().map_err(io::Error::other)?;
         }
         self.pending = bytes.to_vec();
