@@ -1,6 +1,6 @@
 //! A cancel request cancels its own client's query, and never anything else.
 
-use crate::support::chaos::Chaos;
+use crate::support::chaos::{Chaos, Rule, Way};
 use crate::support::client::{bind, execute, message, parse, query, sync};
 use crate::support::{Ambassador, Client, PATIENCE, Random, shared, url, wait_until};
 use std::io::{Read, Write};
@@ -275,4 +275,38 @@ fn i22_a_storm_of_cancel_requests_takes_a_lane_of_its_own() {
     // The lane has room for twice the pool; the proxy sees the end of a connection a moment after its beginning's maker.
     assert!(most <= POOL + 2 * (2 * POOL), "{most} connections to the server at a time");
     bystander.send(&message(b'X', b""));
+}
+
+#[test]
+fn i04_a_cancel_request_that_nobody_has_seen_arrive_hits_nobody_else_and_keeps_nobody_from_a_login() {
+    let slow = Chaos::start(shared().port());
+    let url = format!("postgres://127.0.0.1:{}/?sslmode=disable", slow.port);
+    let ambassador = Ambassador::start(&[&url, "--pool-size", "1", "--workers", "1", "-s", "max_logins=2"]);
+    let mut holder = Client::new(shared().port());
+    holder.query("select pg_advisory_lock(2801)");
+    let mut first = Client::new(ambassador.port);
+    let pid = first.value("select pg_backend_pid()");
+    first.send(&query("select pg_advisory_xact_lock_shared(2801), 'cancel late'"));
+    wait_until("the query runs", || is_running("cancel late"));
+
+    // What goes to the server is read by nobody, as if it had no time for it.
+    slow.set(Way::ToServer, Rule { stalled: true, ..Rule::default() });
+    let dialled = slow.accepted();
+    let cancels: Vec<_> = (0..2)
+        .map(|_| {
+            let (port, key) = (ambassador.port, first.key.clone());
+            std::thread::spawn(move || cancel(port, &key))
+        })
+        .collect();
+    wait_until("both are on their way", || slow.accepted() == dialled + 2);
+    drop(Client::new(ambassador.port));
+    assert!(cancels.iter().all(|cancel| !cancel.is_finished()), "nobody waits for them to log in");
+    for cancel in cancels {
+        assert_eq!(cancel.join().unwrap(), b"");
+    }
+    holder.query("select pg_advisory_unlock(2801)");
+    assert!(first.read_until(b"Z").unwrap().iter().all(|message| message.tag != b'E'));
+    // They may arrive at any time from now on.
+    slow.calm();
+    assert_ne!(Client::new(ambassador.port).value("select pg_backend_pid()"), pid);
 }

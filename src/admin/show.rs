@@ -314,7 +314,7 @@ fn servers(operator: &Operator) -> Vec<Vec<Cell>> {
 fn server_row(server: &ServerEntry, user: &str, database: &str, close_needed: bool) -> Vec<Cell> {
     let [addr, port, local_addr, local_port] = match server.ends {
         Some(_) => ends(server.ends),
-        None => [text(&server.address), int(server.address.port()), text("unix"), int(0)],
+        None => [text(&server.target.address), int(server.target.address.port()), text("unix"), int(0)],
     };
     let client = server.client();
     vec![

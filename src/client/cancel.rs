@@ -1,7 +1,7 @@
 //! Cancel requests: from a client to the server that runs its query, and to no other (faults.md I4).
 
 use super::entry::{CancelTarget, Clients, Order};
-use crate::server::{ServerEntry, Target, dial};
+use crate::server::{ServerEntry, dial};
 use crate::wire::startup::CancelKey;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,24 +23,18 @@ impl CancelLane {
     }
 
     /// Carries out a client's request. An unknown key is nobody's business: nothing is said.
-    pub async fn cancel(
-        &self,
-        clients: &Clients,
-        key: &CancelKey,
-        target_of: impl Fn(&ServerEntry) -> Option<Arc<Target>>,
-    ) {
+    pub async fn cancel(&self, clients: &Clients, key: &CancelKey) {
         let Some(client) = clients.find(key) else { return };
         let Ok(Ok(_slot)) = tokio::time::timeout(LIMIT, self.slots.acquire()).await else { return };
         match client.cancel_target() {
             CancelTarget::Nothing => {}
             CancelTarget::Queue => client.order(Order::LeaveQueue),
             CancelTarget::Server { server, request, on_its_way } => {
-                let Some(target) = target_of(&server) else { return };
-                let connected = tokio::time::timeout(LIMIT, dial::connect(&target, true)).await;
+                let connected = tokio::time::timeout(LIMIT, dial::connect_again(&server)).await;
                 let Ok(Ok(stream)) = connected else { return };
                 // While we connected, the query may have ended and another begun: that one nobody wants to cancel.
                 if client.still_runs(request) {
-                    deliver(stream, &server.key).await;
+                    deliver(stream, &server).await;
                 }
                 drop(on_its_way);
             }
@@ -49,21 +43,25 @@ impl CancelLane {
 }
 
 /// Cancels what a server runs for a client that left.
-pub(super) async fn send(server: &Arc<ServerEntry>, target: &Target) {
+pub(super) async fn send(server: &Arc<ServerEntry>) {
     let on_its_way = server.cancel_begins();
-    if let Ok(Ok(stream)) = tokio::time::timeout(LIMIT, dial::connect(target, true)).await {
-        deliver(stream, &server.key).await;
+    if let Ok(Ok(stream)) = tokio::time::timeout(LIMIT, dial::connect_again(server)).await {
+        deliver(stream, &server).await;
     }
     drop(on_its_way);
 }
 
-/// Sends the request and waits until the server closes: PostgreSQL does that when the signal is on its way.
-async fn deliver(mut stream: crate::net::Stream, key: &CancelKey) {
+/// Sends the request and waits until the server closes. One that does not is too busy to look at it, and may do so when the
+/// connection has gone to somebody else: that must not be (faults.md I4).
+async fn deliver(mut stream: crate::net::Stream, server: &ServerEntry) {
+    server.cancel_is_sent();
     let delivered = async {
-        stream.write_all(&key.request()).await?;
+        stream.write_all(&server.key.request()).await?;
         let mut byte = [0];
         while stream.read(&mut byte).await? > 0 {}
         Ok::<(), std::io::Error>(())
     };
-    let _ = tokio::time::timeout(LIMIT, delivered).await;
+    if let Ok(Ok(())) = tokio::time::timeout(LIMIT, delivered).await {
+        server.cancel_has_arrived();
+    }
 }

@@ -62,10 +62,10 @@ async fn settle(mut lease: Lease, mut session: Session, grace: Duration) -> Opti
         let finished = tokio::time::timeout(grace, drain(&mut lease, &mut session)).await;
         match finished {
             Ok(drained) => return drained.then_some(lease),
-            Err(_) => cancel::send(&lease.entry, &lease.pool().target()).await,
+            Err(_) => cancel::send(&lease.entry).await,
         }
     } else if lease.side.is_busy() {
-        cancel::send(&lease.entry, &lease.pool().target()).await;
+        cancel::send(&lease.entry).await;
     }
     let limit = Duration::from_secs(1);
     let drained = tokio::time::timeout(limit, drain(&mut lease, &mut session)).await;

@@ -192,6 +192,10 @@ async fn open(
     let mut login = match login {
         Ok(Ok(login)) => login,
         Ok(Err((stream, ended))) => {
+            // What cancels has a lane of its own, and must not keep others from their login (faults.md I22).
+            if matches!(ended, Ended::Cancel(_)) {
+                drop(slot);
+            }
             Box::pin(conclude(context, stream, Vec::new(), ended, peer)).await;
             return None;
         }
@@ -240,8 +244,7 @@ async fn conclude(context: &Context, stream: Option<Stream>, unsent: Vec<u8>, en
     match ended {
         Ended::Cancel(key) => {
             context.counters.cancels.fetch_add(1, Ordering::Relaxed);
-            let directory = &context.directory;
-            context.cancels.cancel(&context.clients, &key, |server| directory.target_of(server)).await;
+            context.cancels.cancel(&context.clients, &key).await;
             // libpq takes the end of a TLS connection without a close_notify for a request that failed.
             if let Some(mut stream) = stream {
                 stream.write_last(&[]);

@@ -884,7 +884,7 @@ impl Relay {
     fn server_lost(&mut self, report: &Report) -> Result<(), Stop> {
         let Server::Leased(lease) = &mut self.server else { return Ok(()) };
         tracing::warn!(
-            client = self.listed.entry.id, server = lease.entry.id, node = %lease.entry.address,
+            client = self.listed.entry.id, server = lease.entry.id, node = %lease.entry.target.address,
             sqlstate = %report.code, "lost a server connection in use: {}", report.message
         );
         lease.pool().stats.count_lost();

@@ -35,6 +35,9 @@ const KEEP: usize = 256 * 1024;
 /// Lends the thread's buffers, emptied. Must not be called again inside `step`.
 pub fn with<R>(step: impl FnOnce(&mut Scratch) -> R) -> R {
     SCRATCH.with_borrow_mut(|scratch| {
+        // What a step that panicked has left is its client's, and nobody else's (faults.md F35).
+        scratch.head.clear();
+        scratch.reply.clear();
         let result = step(scratch);
         for buffer in [&mut scratch.head, &mut scratch.reply] {
             buffer.clear();
@@ -80,4 +83,22 @@ pub fn release(buffer: &mut Vec<u8>) {
 /// Lends the thread's buffer for bytes as TLS has them.
 pub(super) fn with_cipher<R>(step: impl FnOnce(&mut [u8]) -> R) -> R {
     CIPHER.with_borrow_mut(|cipher| step(cipher))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn f35_what_a_step_that_panicked_has_written_goes_to_nobody_else() {
+        let step = || {
+            with(|scratch| {
+                scratch.head.extend(b"for one");
+                scratch.reply.extend(b"for one");
+                panic!("a bug");
+            })
+        };
+        assert!(std::panic::catch_unwind(step).is_err());
+        with(|scratch| assert!(scratch.head.is_empty() && scratch.reply.is_empty()));
+    }
 }

@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncWrite, Interest};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpStream, ToSocketAddrs, UnixStream};
 
 /// Options of a TCP connection. The defaults notice a peer that vanished within about ten seconds; without them Linux
 /// takes some fifteen minutes (`tcp_retries2`).
@@ -93,13 +93,16 @@ impl Socket {
     /// Connects. A host name with several addresses is tried address by address.
     pub async fn connect(address: &Address, options: &SocketOptions) -> io::Result<Self> {
         match address {
-            Address::Tcp { host, port } => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await?;
-                options.apply(&stream)?;
-                Ok(Self::Tcp(stream))
-            }
+            Address::Tcp { host, port } => Self::connect_to((host.as_str(), *port), options).await,
             Address::Unix { dir, port } => UnixStream::connect(Address::socket_path(dir, *port)).await.map(Self::Unix),
         }
+    }
+
+    /// Connects to what this stands for.
+    pub async fn connect_to(peer: impl ToSocketAddrs, options: &SocketOptions) -> io::Result<Self> {
+        let stream = TcpStream::connect(peer).await?;
+        options.apply(&stream)?;
+        Ok(Self::Tcp(stream))
     }
 
     /// Registers the socket with the runtime of this thread instead of the one it was registered with.

@@ -9,7 +9,7 @@ use crate::net::{Address, SocketOptions};
 use crate::routing::survey::{Known as KnownNode, Location};
 use crate::routing::verdict::Wish;
 use crate::routing::{Consistency, Fallback, NodeId, Policy, Preference};
-use crate::server::{ServerEntry, Target};
+use crate::server::Target;
 use crate::session::{Functions, Interners, PoolMode};
 use crate::telemetry::Telemetry;
 use foldhash::fast::RandomState;
@@ -545,13 +545,6 @@ impl Directory {
         let mut sets: Vec<_> = lock(&self.sets).values().cloned().collect();
         sets.sort_by(|a, b| a.name.cmp(&b.name));
         sets
-    }
-
-    /// Where a server connection's cancel requests go.
-    pub fn target_of(&self, server: &ServerEntry) -> Option<Arc<Target>> {
-        let sets = self.sets();
-        let mut pools = sets.iter().flat_map(|set| set.pools().to_vec());
-        pools.find(|pool| pool.node.address == server.address).map(|pool| pool.target())
     }
 
     /// What happened in each database since the start, by its name as clients wrote it.

@@ -249,7 +249,11 @@ impl Lease {
     #[inline]
     fn put_back(self) {
         let pool = &self.pool;
-        if pool.is_outdated(&self.server, self.server.idle_since) || pool.must_make_room() || pool.has_too_many() {
+        if pool.is_outdated(&self.server, self.server.idle_since)
+            || pool.must_make_room()
+            || pool.has_too_many()
+            || self.server.entry.may_be_canceled()
+        {
             self.close();
             return;
         }

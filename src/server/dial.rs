@@ -315,11 +315,26 @@ async fn attempt(target: &Target, proof: &Proof, defaults: &Settings, tls: bool)
 }
 
 /// Connects, with TLS where it is wanted.
-pub async fn connect(target: &Target, with_tls: bool) -> Result<Stream, DialError> {
-    let address = &target.address;
-    let socket = Socket::connect(address, &target.socket)
+async fn connect(target: &Target, with_tls: bool) -> Result<Stream, DialError> {
+    let socket = Socket::connect(&target.address, &target.socket)
         .await
-        .map_err(|error| DialError::Connect { address: address.clone(), error })?;
+        .map_err(|error| DialError::Connect { address: target.address.clone(), error })?;
+    secure(socket, target, with_tls).await
+}
+
+/// Connects once more to the server that this connection leads to, whatever its name stands for by now.
+pub async fn connect_again(entry: &ServerEntry) -> Result<Stream, DialError> {
+    let Some((peer, _)) = entry.ends else { return connect(&entry.target, true).await };
+    let target = &entry.target;
+    let socket = Socket::connect_to(peer, &target.socket)
+        .await
+        .map_err(|error| DialError::Connect { address: target.address.clone(), error })?;
+    secure(socket, target, true).await
+}
+
+/// Speaks TLS where it is wanted.
+async fn secure(socket: Socket, target: &Target, with_tls: bool) -> Result<Stream, DialError> {
+    let address = &target.address;
     let mut stream = Stream::plain(socket);
     let config = match (&target.tls, address) {
         (Some(config), Address::Tcp { .. }) if with_tls => Arc::clone(config),
@@ -420,7 +435,7 @@ impl Login<'_> {
             }
         }
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        let entry = ServerEntry::new(id, target.address.clone(), key, &self.stream);
+        let entry = ServerEntry::new(id, target.clone(), key, &self.stream);
         entry.set_state(ServerState::New);
         Ok(Box::new(Server {
             side: ServerSide::new(defaults.clone(), params, target.prepared_limit),

@@ -1,6 +1,6 @@
 //! What others may know of a server connection while its client's task owns it: the consoles, and cancel requests.
 
-use crate::net::Address;
+use super::dial::Target;
 use crate::wire::startup::CancelKey;
 use foldhash::fast::RandomState;
 use std::collections::HashMap;
@@ -52,8 +52,8 @@ impl ServerState {
 pub struct ServerEntry {
     /// Unique in this process.
     pub id: u64,
-    /// Where it is.
-    pub address: Address,
+    /// Where it was dialled, and as whom.
+    pub target: Target,
     /// Its key for cancel requests.
     pub key: CancelKey,
     /// When it was dialled.
@@ -72,15 +72,17 @@ pub struct ServerEntry {
     /// Cancel requests on their way to it.
     cancels: AtomicU32,
     cancels_done: Notify,
+    /// Cancel requests that were sent to it and not seen to arrive.
+    cancels_at_large: AtomicU32,
 }
 
 impl ServerEntry {
     /// A connection that has just been logged in.
-    pub fn new(id: u64, address: Address, key: CancelKey, stream: &crate::net::Stream) -> Arc<Self> {
+    pub fn new(id: u64, target: Target, key: CancelKey, stream: &crate::net::Stream) -> Arc<Self> {
         let socket = stream.socket();
         let entry = Arc::new(Self {
             id,
-            address,
+            target,
             key,
             connected: Instant::now(),
             ends: socket.peer().zip(socket.local()),
@@ -95,6 +97,7 @@ impl ServerEntry {
             prepared: AtomicU32::new(0),
             cancels: AtomicU32::new(0),
             cancels_done: Notify::new(),
+            cancels_at_large: AtomicU32::new(0),
         });
         lock(shard(id)).insert(id, Arc::downgrade(&entry));
         entry
@@ -154,6 +157,23 @@ impl ServerEntry {
     #[inline]
     pub fn is_being_canceled(&self) -> bool {
         self.cancels.load(Ordering::SeqCst) > 0
+    }
+
+    /// A cancel request is about to be written.
+    pub fn cancel_is_sent(&self) {
+        self.cancels_at_large.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The server has closed behind a request that was written: PostgreSQL does that when the signal is on its way.
+    pub fn cancel_has_arrived(&self) {
+        self.cancels_at_large.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Whether a cancel request may reach it at any time from now on, because nobody has seen it arrive. Whoever has the
+    /// connection next could be hit (faults.md I4).
+    #[inline]
+    pub fn may_be_canceled(&self) -> bool {
+        self.cancels_at_large.load(Ordering::SeqCst) > 0
     }
 
     /// Waits until no cancel request is on its way.
