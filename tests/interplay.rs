@@ -462,3 +462,18 @@ fn an_unlisten_that_is_rolled_back_where_it_stands_is_none() {
         assert_eq!(told.iter().any(|message| message.tag == b'A'), text.starts_with("unlisten"), "{text}");
     }
 }
+
+#[test]
+fn a_long_pipeline_is_answered_in_order_whoever_answers_what() {
+    let prepared = [parse("s", "select 1"), run("s"), sync()].concat();
+    let again = [close(b'S', "s"), parse("s", "select 1")].concat();
+    same_as_directly(
+        "interplay_long",
+        &[],
+        &[
+            (prepared.clone(), 1),
+            ([text("select pg_sleep(0.2)"), again.repeat(10_000), run("s"), sync()].concat(), 1),
+            ([text("select pg_sleep(0.2)"), run("s").repeat(10_000), sync(), prepared].concat(), 2),
+        ],
+    );
+}

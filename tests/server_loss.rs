@@ -438,6 +438,16 @@ fn f5_a_connection_cut_at_any_byte_of_an_answer_is_an_error_or_the_end_never_a_w
 }
 
 #[test]
+fn the_query_timeout_is_one_for_each_query_of_a_pipeline() {
+    let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "1", "--set", "query_timeout=2s"]);
+    let mut client = Client::new(ambassador.port);
+    client.send(&query("select pg_sleep(0.25)").repeat(12));
+    for _ in 0..12 {
+        assert_eq!(errors(&client.read_until(b"Z").unwrap()), []);
+    }
+}
+
+#[test]
 fn f6_a_server_that_has_fallen_silent_is_given_up_after_the_query_timeout() {
     let chaos = Chaos::start(shared().port());
     let ambassador = Ambassador::start(&[through(&chaos).as_str(), "--pool-size", "1", "--set", "query_timeout=1s"]);

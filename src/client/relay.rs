@@ -212,6 +212,8 @@ pub(super) struct Clock {
     stalled: Option<Instant>,
     /// The client was last heard of.
     heard: Option<Instant>,
+    /// When the request before the one that runs was answered, if they came together, and how many were then.
+    answered: (u64, Option<Instant>),
     /// When this step began, if it has looked.
     step: Option<Instant>,
 }
@@ -221,6 +223,17 @@ impl Clock {
     #[inline]
     pub(super) fn now(&mut self) -> Instant {
         *self.step.get_or_insert_with(Instant::now)
+    }
+
+    /// Since when the request runs that is answered next.
+    fn running(&self) -> Option<Instant> {
+        self.answered.1.or(self.request)
+    }
+
+    /// No request is under way.
+    fn no_request(&mut self) -> Option<Instant> {
+        self.answered = (0, None);
+        self.request.take()
     }
 }
 
@@ -591,6 +604,9 @@ impl Relay {
             return Ok(());
         }
         if lease.side.is_busy() {
+            if !self.upstream.limits.query.is_zero() && self.session.completed() != self.clock.answered.0 {
+                self.clock.answered = (self.session.completed(), Some(self.clock.now()));
+            }
             // There is nothing of the client's any more that could be cancelled.
             if !self.request_over && lease.side.owes_its_client_nothing() {
                 self.request_over = true;
@@ -608,7 +624,7 @@ impl Relay {
         if self.clock.request.is_some() {
             self.clock.heard = Some(now);
         }
-        if let Some(since) = self.clock.request.take() {
+        if let Some(since) = self.clock.no_request() {
             lease.pool().stats.record_query(now.saturating_duration_since(since));
         }
         if let Some(limit) = lease.side.take_idle_limit() {
@@ -863,7 +879,7 @@ impl Relay {
         self.at_fence = false;
         self.quiet = false;
         self.unhandled = !self.input.is_empty();
-        self.clock.request = None;
+        self.clock.no_request();
         self.clock.transaction = None;
         self.listed.entry.set_request(0);
         self.listed.entry.detach();
@@ -1393,7 +1409,7 @@ impl Relay {
             at(self.clock.heard, self.idle_transaction_limit());
         }
         if limits.any {
-            at(self.clock.request, limits.query);
+            at(self.clock.running(), limits.query);
             at(self.clock.transaction, limits.transaction);
             if self.clock.request.is_none() && self.clock.waiting.is_none() {
                 at(
@@ -1461,7 +1477,7 @@ impl Relay {
                 .notice()
                 .write(&mut self.output);
         }
-        if is_up(self.clock.request, limits.query) {
+        if is_up(self.clock.running(), limits.query) {
             return Err(Stop::Fatal(Report::ours(SqlState::QUERY_CANCELED, "query timeout")));
         }
         if is_up(self.clock.transaction, limits.transaction) {

@@ -17,6 +17,10 @@ use crate::wire::{BackendTag, FrontendTag, Report, SqlState, TxStatus, reply};
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Answers that may be owed before a client has to wait for them: what is remembered of each takes memory, and time to
+/// look through.
+const MOST_OWED: usize = 8192;
+
 /// The frame at hand: where it stands in the input, and how much of it has arrived.
 #[derive(Clone, Copy)]
 struct Cut {
@@ -403,6 +407,10 @@ impl Session {
     ) -> Result<Fare, Violation> {
         if self.lending.is_some() {
             self.take_back_left(server, to_server);
+        }
+        // What is answered by ourselves costs the server nothing, which could hold nobody back.
+        if server.pipeline.owed.len() >= MOST_OWED && asks(cut.tag) && server.will_settle() {
+            return Ok(wait_for_quiet(to_server));
         }
         if server.may_forget_names() && names_statement(cut.tag, cut.body(input)) && server.will_settle() {
             return Ok(wait_for_quiet(to_server));

@@ -364,4 +364,27 @@ mod tests {
         pipeline.tx = TxStatus::Failed;
         assert!(!pipeline.is_free());
     }
+
+    #[test]
+    fn i28_a_client_that_asks_without_end_has_to_wait_for_answers() {
+        use super::super::{Interners, Next, Outbound, Params, PoolMode, ServerSide, Session};
+        use crate::wire::{FrontendTag, reply};
+
+        let shared = Interners::default();
+        let settings = shared.settings.intern([("user", "u")]);
+        let mut session = Session::new(1, PoolMode::Transaction, settings.clone(), &Params::default());
+        let mut server = ServerSide::new(settings, Params::default(), 10);
+        let (mut asked, mut waits) = (0, false);
+        while !waits && asked < 100_000 {
+            let mut request = Vec::new();
+            reply::parse(&mut request, b"s", b"select 1", &[0, 0]);
+            reply::request(&mut request, FrontendTag::Close, |body| body.extend(b"Ss\0"));
+            let (mut head, mut answer) = (Vec::new(), Vec::new());
+            let mut out = Outbound::new(&request, &mut head);
+            let taken = session.on_client(&shared, &request, Some(&mut server), &mut out, &mut answer).unwrap();
+            waits = taken.next == Next::Quiet;
+            asked += 1;
+        }
+        assert!(waits && server.pipeline.owed.len() <= asked * 4, "{asked}");
+    }
 }
