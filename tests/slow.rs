@@ -72,6 +72,39 @@ fn f21_a_client_that_does_not_read_for_too_long_is_closed_and_its_query_cancelle
     wait_until("it is not served any more", || ambassador.show("CLIENTS").len() == 1);
 }
 
+#[test]
+fn who_is_there_and_does_not_read_for_a_while_is_not_taken_for_gone() {
+    let cluster = shared();
+    let through = format!("{}&tcp_user_timeout=500", url(cluster));
+    let ambassador = Ambassador::start(&[&through, "--pool-size", "2", "--set", "tcp.user_timeout=500ms"]);
+    let mut direct = Client::new(cluster.port());
+    direct.query("drop table if exists slow_copy; create table slow_copy (x text)");
+    direct.query("begin; lock table slow_copy");
+    // A client that looks at the first page of a long result.
+    let mut reader = Client::new(ambassador.port);
+    reader.send(&query("select repeat('slow', 250) from generate_series(1, 40000)"));
+    // And a server that waits for a lock before it reads what is copied.
+    let mut writer = Client::new(ambassador.port);
+    let line = [b"x".repeat(1023), b"\n".to_vec()].concat();
+    let data = [query("copy slow_copy from stdin"), message(b'd', &line).repeat(16 * 1024), message(b'c', b"")];
+    let sender = std::thread::spawn(move || {
+        writer.send(&data.concat());
+        writer
+    });
+    let waits = "select count(*) from pg_locks where not granted and relation = 'slow_copy'::regclass";
+    wait_until("the COPY waits", || direct.value(waits) == "1");
+    // Nobody says when the system would lose its patience: after half a second, and the time of a probe.
+    std::thread::sleep(Duration::from_secs(2));
+    direct.query("commit");
+    assert!(read_through(&mut reader) > 40_000_000);
+    let messages = sender.join().unwrap().read_until(b"Z").unwrap();
+    let tags: Vec<u8> = messages.iter().map(|message| message.tag).collect();
+    assert_eq!(tags, b"GCZ");
+    assert_eq!(direct.value("select count(*) from slow_copy"), (16 * 1024).to_string());
+    // What was lifted for them is in force again.
+    assert_eq!(reader.value("select 1"), "1");
+}
+
 /// Reads a result and throws it away; gives the size of it.
 fn read_through(client: &mut Client) -> usize {
     // Piece by piece: one message may be larger than what a test wants to hold.

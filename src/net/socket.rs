@@ -156,6 +156,29 @@ impl Socket {
         }
     }
 
+    /// Lets data stay unacknowledged for as long as the system thinks fit; gives how long it might before, if there was a
+    /// limit.
+    pub(super) fn lift_user_timeout(&self) -> Option<Duration> {
+        #[cfg(target_os = "linux")]
+        if let Self::Tcp(stream) = self {
+            let socket = SockRef::from(stream);
+            let before = socket.tcp_user_timeout().ok().flatten();
+            return before.filter(|_| socket.set_tcp_user_timeout(None).is_ok());
+        }
+        None
+    }
+
+    /// Sets that limit again.
+    pub(super) fn set_user_timeout(&self, limit: Duration) {
+        #[cfg(target_os = "linux")]
+        if let Self::Tcp(stream) = self {
+            // A socket that takes no options has nothing left to lose.
+            let _ = SockRef::from(stream).set_tcp_user_timeout(Some(limit));
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = limit;
+    }
+
     /// The other end, for logs and consoles.
     pub fn peer(&self) -> Option<std::net::SocketAddr> {
         match self {

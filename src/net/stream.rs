@@ -6,12 +6,63 @@ use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerCon
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 /// A connection to a client or to a server.
 pub struct Stream {
     socket: Socket,
     reading: Reading,
+    patience: Patience,
     tls: Option<Box<Tls>>,
+}
+
+/// Linux takes a peer for dead that acknowledges all it is sent and has no room for more (`TCP_USER_TIMEOUT` in tcp(7)): a
+/// client that shows a long result page by page, a server whose COPY waits for a lock. Where so much was sent that it may
+/// have come to that, the limit is lifted until the peer is heard of again.
+#[derive(Debug, Default)]
+struct Patience {
+    /// Bytes that were sent since the peer was heard of.
+    unanswered: u32,
+    /// The limit is lifted.
+    lifted: bool,
+    /// What it was, in milliseconds; 0 for none.
+    limit: u32,
+}
+
+/// What a peer has room for in any case, whether it reads or not. Some systems begin with 64 KiB.
+const ROOM: u32 = 32 * 1024;
+
+impl Patience {
+    #[inline]
+    fn sent(&mut self, bytes: usize, socket: &Socket) {
+        self.unanswered = self.unanswered.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        if self.unanswered > ROOM && !self.lifted {
+            self.lift(socket);
+        }
+    }
+
+    #[inline]
+    fn heard(&mut self, socket: &Socket) {
+        self.unanswered = 0;
+        if self.lifted {
+            self.end(socket);
+        }
+    }
+
+    #[cold]
+    fn lift(&mut self, socket: &Socket) {
+        self.lifted = true;
+        let limit = socket.lift_user_timeout().unwrap_or_default();
+        self.limit = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+    }
+
+    #[cold]
+    fn end(&mut self, socket: &Socket) {
+        self.lifted = false;
+        if self.limit > 0 {
+            socket.set_user_timeout(Duration::from_millis(self.limit.into()));
+        }
+    }
 }
 
 struct Tls {
@@ -29,7 +80,7 @@ impl std::fmt::Debug for Stream {
 impl Stream {
     /// A plain connection.
     pub fn plain(socket: Socket) -> Self {
-        Self { socket, reading: Reading::default(), tls: None }
+        Self { socket, reading: Reading::default(), patience: Patience::default(), tls: None }
     }
 
     /// Does the server's part of a TLS handshake; `received` is what of it was read already. Of no more use if it fails.
@@ -94,16 +145,20 @@ impl Stream {
 
     /// Registers the connection with the runtime of this thread.
     pub fn rehome(self) -> io::Result<Self> {
-        Ok(Self { socket: self.socket.rehome()?, reading: Reading::default(), tls: self.tls })
+        Ok(Self { socket: self.socket.rehome()?, reading: Reading::default(), ..self })
     }
 
     /// Reads into `buf`, which must not be empty; 0 is the end of the stream.
     #[inline]
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        match &mut self.tls {
+        let read = match &mut self.tls {
             None => self.socket.poll_read(cx, buf, &mut self.reading),
             Some(_) => self.poll_read_tls(cx, buf),
+        };
+        if let Poll::Ready(Ok(1..)) = read {
+            self.patience.heard(&self.socket);
         }
+        read
     }
 
     fn poll_read_tls(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
@@ -142,6 +197,15 @@ impl Stream {
     /// Bytes that were taken are out only when [`Stream::poll_flush`] is ready.
     #[inline]
     pub fn poll_write(&mut self, cx: &mut Context<'_>, parts: [&[u8]; 2]) -> Poll<io::Result<usize>> {
+        let written = self.poll_write_any(cx, parts);
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.patience.sent(bytes, &self.socket);
+        }
+        written
+    }
+
+    #[inline]
+    fn poll_write_any(&mut self, cx: &mut Context<'_>, parts: [&[u8]; 2]) -> Poll<io::Result<usize>> {
         let Some(tls) = &mut self.tls else { return self.socket.poll_write(cx, parts) };
         ready!(tls.flush(&mut self.socket, cx))?;
         let mut taken = 0;
