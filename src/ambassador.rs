@@ -23,6 +23,7 @@ use crate::worker::{Entrance, Workers};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -103,16 +104,8 @@ pub struct Ambassador {
     requests: UnboundedReceiver<Request>,
     workers: Workers,
     log: LogLevel,
+    console: Arc<SqlConsole>,
     _socket: Option<SocketFile>,
-}
-
-/// How the program ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ending {
-    /// When all clients have left, or their time is over.
-    Drained(Plan),
-    /// At once.
-    Now,
 }
 
 impl Ambassador {
@@ -176,14 +169,27 @@ impl Ambassador {
         let addresses = entrances.iter().filter_map(|entrance| entrance.bound.local()).collect();
         let admin_address = serve_http(&config, &operator).await?;
         let beat = Arc::clone(&operator);
-        let logins = config.max_logins.div_ceil(config.workers);
+        // Each accepts only when it has a place for whom it accepts: one for each entrance, and one to log in.
+        let logins = config.max_logins.div_ceil(config.workers).max(entrances.len() + 1);
         let workers =
             Workers::start(config.workers, logins, &context, entrances, config.socket, move |worker| beat.beat(worker))
                 .map_err(|error| StartError::System { what: "cannot start the workers", error })?;
         operator.listening.store(true, Ordering::Relaxed);
         crate::watchdog::start(Arc::clone(&operator))
             .map_err(|error| StartError::System { what: "cannot start the watchdog", error })?;
-        Ok(Self { operator, addresses, admin_address, config, sources, doors, requests, workers, log, _socket: socket })
+        Ok(Self {
+            operator,
+            addresses,
+            admin_address,
+            config,
+            sources,
+            doors,
+            requests,
+            workers,
+            log,
+            console,
+            _socket: socket,
+        })
     }
 
     /// Serves until it is told to stop.
@@ -195,22 +201,43 @@ impl Ambassador {
             tokio::time::interval_at(tokio::time::Instant::now() + self.config.stats_period, self.config.stats_period);
         let mut watching = tokio::time::interval(FILE_WATCH);
         let mut watch = Watch::new(self.config.files());
-        let ending = loop {
+        let operator = Arc::clone(&self.operator);
+        let mut draining: Option<Pin<Box<dyn Future<Output = ()> + '_>>> = None;
+        let drain = |plan| {
+            started.abort();
+            Some(Box::pin(drain::drain(&operator, plan)) as Pin<Box<dyn Future<Output = ()> + '_>>)
+        };
+        loop {
+            let drained = async {
+                match &mut draining {
+                    Some(draining) => draining.await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
+                () = drained => break,
                 notice = signals.next() => match notice {
-                    Notice::Terminate => break Ending::Drained(self.plan()),
-                    Notice::Interrupt => break Ending::Now,
+                    Notice::Terminate if draining.is_none() => draining = drain(self.plan()),
+                    // A second signal, whichever, ends the patience.
+                    Notice::Terminate | Notice::Interrupt => {
+                        drain::end(&operator).await;
+                        break;
+                    }
                     Notice::Reload => drop(self.reload(&[], &mut watch)),
                 },
                 Some(request) = self.requests.recv() => match request {
                     Request::Reload(overrides, answer) => {
                         let _ = answer.send(self.reload(&overrides, &mut watch));
                     }
-                    Request::Shutdown(Shutdown::Now) => break Ending::Now,
-                    Request::Shutdown(Shutdown::WaitForServers) => {
-                        break Ending::Drained(Plan { patience: Duration::ZERO, ..self.plan() });
+                    Request::Shutdown(Shutdown::Now) => {
+                        drain::end(&operator).await;
+                        break;
                     }
-                    Request::Shutdown(Shutdown::WaitForClients) => break Ending::Drained(self.plan()),
+                    Request::Shutdown(Shutdown::WaitForServers) => {
+                        draining = drain(Plan { patience: Duration::ZERO, ..self.plan() });
+                    }
+                    Request::Shutdown(Shutdown::WaitForClients) if draining.is_none() => draining = drain(self.plan()),
+                    Request::Shutdown(Shutdown::WaitForClients) => {}
                 },
                 _ = maintenance.tick() => {
                     let queues = metrics::queues(&self.operator.context.clients);
@@ -221,23 +248,14 @@ impl Ambassador {
                 _ = watching.tick() => {
                     if let Some(changed) = watch.changed() {
                         tracing::info!(file = %changed.display(), "a file has changed: reloading");
-                        drop(self.reload(&[], &mut watch));
+                        let set = self.operator.overrides();
+                        drop(self.reload(&set, &mut watch));
                     }
                 },
             }
-        };
-        started.abort();
-        match ending {
-            Ending::Drained(plan) => {
-                // A second signal, whichever, ends the patience.
-                let hurry = async { while signals.next().await == Notice::Reload {} };
-                tokio::select! {
-                    () = drain::drain(&self.operator, plan) => {}
-                    () = hurry => drain::end(&self.operator).await,
-                }
-            }
-            Ending::Now => drain::end(&self.operator).await,
         }
+        started.abort();
+        drop(draining);
         self.operator.context.hubs.close().await;
         self.stop();
         Ok(())
@@ -268,6 +286,7 @@ impl Ambassador {
         let [applied, refused] = &self.operator.reloads;
         match &result {
             Ok(changes) => {
+                self.operator.has_reloaded(overrides);
                 applied.fetch_add(1, Ordering::Relaxed);
                 let changes = if changes.is_empty() { "nothing".to_owned() } else { changes.join(", ") };
                 tracing::info!(changed = changes, "reloaded the configuration");
@@ -306,6 +325,7 @@ impl Ambassador {
             .map_err(|(database, error)| vec![format!("database {database:?}: {error}")])?;
         let write = |slot: &RwLock<_>, value| *slot.write().unwrap_or_else(PoisonError::into_inner) = value;
         write(&context.limits, Arc::new(config.limits.clone()));
+        self.console.adopt(config.console.clone());
         *context.users.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&config.auth.users);
         context.clients.set_limit(config.max_clients);
         for (_, door) in &self.doors {

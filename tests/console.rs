@@ -374,6 +374,21 @@ fn shutdown_ends_the_program() {
     }
 }
 
+#[test]
+fn while_clients_may_still_leave_the_console_is_obeyed() {
+    let mut ambassador = Ambassador::start(&[url(shared())]);
+    let mut client = Client::new(ambassador.port);
+    let mut console = console(&ambassador);
+    console.query("SHUTDOWN WAIT_FOR_CLIENTS");
+    console.query("RELOAD");
+    console.query("SET pool_size = 3");
+    console.query("SHUTDOWN WAIT_FOR_CLIENTS");
+    assert_eq!(client.value("select 1"), "1");
+    let _ = console.try_query("SHUTDOWN");
+    assert_eq!(client.read().unwrap().code(), "57P01");
+    assert_eq!(ambassador.wait().code(), Some(0));
+}
+
 /// The samples of a scrape: names with their labels, and values. Fails at what is not in the text format.
 fn samples(text: &str) -> BTreeMap<String, f64> {
     let mut samples = BTreeMap::new();

@@ -1,6 +1,6 @@
 //! The life of the process: how it starts again, reads its configuration again, and ends.
 
-use crate::support::client::{message, query};
+use crate::support::client::{message, query, startup};
 use crate::support::{Ambassador, Client, shared, url, wait_until};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -180,6 +180,62 @@ fn a_changed_file_is_taken_up_by_itself_even_behind_swapped_symbolic_links() {
     link("v2", "..data_tmp");
     fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
     wait_until("the change is taken up", || setting(&ambassador, "pool_size") == "5");
+}
+
+#[test]
+fn a_reload_forgets_what_was_set_and_says_anew_who_may_use_the_console() {
+    let dir = dir("lifecycle_console");
+    let file = dir.join("ambassador.toml");
+    let text = |admin: &str| config(3, "") + &format!("[console]\nadmin_users = [\"{admin}\"]\n");
+    fs::write(&file, text("ann")).unwrap();
+    let ambassador = start(&file);
+    let console = |user: &str| Client::login(ambassador.port, &[("user", user), ("database", "pgbouncer")]);
+    let value = |console: &mut Client, key: &str| {
+        let rows = console.query("SHOW CONFIG");
+        rows.iter().find(|row| row[0].as_deref() == Some(key)).unwrap()[1].clone().unwrap()
+    };
+    console("ann").query("SET pool_size = '5'");
+    assert_eq!(console("bob").try_query("SET pool_size = '6'").unwrap_err().code(), "42501");
+    fs::write(&file, text("bob")).unwrap();
+    ambassador.signal("HUP");
+    wait_until("it has reloaded", || value(&mut console("ann"), "pool_size") == "3");
+    assert_eq!(console("ann").try_query("SET pool_size = '6'").unwrap_err().code(), "42501");
+    // What was set before the reload does not come back with what is set after it.
+    console("bob").query("SET query_timeout = '1h'");
+    assert_eq!(value(&mut console("bob"), "pool_size"), "3");
+}
+
+#[test]
+fn who_leaves_while_it_waits_for_the_end_of_its_login_gives_its_place_back() {
+    let args = [&url(shared()), "--max-clients", "1", "--checkout-timeout", "1h"];
+    let ambassador = Ambassador::start(&args);
+    drop(Client::new(ambassador.port));
+    let mut console = Client::login(ambassador.port, &[("user", "ambassador"), ("database", "pgbouncer")]);
+    console.query("PAUSE");
+    // Settings that no server was asked about yet.
+    let mut stranger = Client::connect(ambassador.port);
+    let login = [("user", "postgres"), ("database", "postgres"), ("work_mem", "1234kB")];
+    stranger.send(&startup(&login));
+    let known = [("user", "postgres"), ("database", "postgres")];
+    wait_until("it has the place", || {
+        Client::try_login(ambassador.port, &known).err().is_some_and(|error| error.code() == "53300")
+    });
+    drop(stranger);
+    wait_until("there is a place", || Client::try_login(ambassador.port, &known).is_ok());
+    console.query("RESUME");
+}
+
+#[test]
+fn what_the_environment_says_of_a_database_says_nothing_of_those_with_sections() {
+    let dir = dir("lifecycle_environment");
+    let file = dir.join("ambassador.toml");
+    let section =
+        format!("[databases.template1]\nurl = \"postgres://127.0.0.1:{}/?sslmode=disable\"\n", shared().port());
+    fs::write(&file, section).unwrap();
+    let args = ["--config", file.to_str().unwrap()];
+    let ambassador = Ambassador::start_with(&args, &[("PGDATABASE", "elsewhere"), ("PGUSER", "nobody")]);
+    let mut client = Client::login(ambassador.port, &[("user", "postgres"), ("database", "template1")]);
+    assert_eq!(client.value("select current_database() || ' ' || current_user"), "template1 postgres");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::wire::reply::{self, AuthRequest, ColumnType};
 use crate::wire::{BackendTag, FrontendTag, Report, SqlState, TxStatus};
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 /// What the console says it is: a version that drivers understand, and then the truth.
 pub const SERVER_VERSION: &str = concat!("16.0 (pg-ambassador ", env!("CARGO_PKG_VERSION"), ")");
@@ -29,7 +29,7 @@ const MAX_STATEMENTS: usize = 1000;
 
 /// The console.
 pub struct SqlConsole {
-    config: ConsoleConfig,
+    config: RwLock<ConsoleConfig>,
     /// Set by the assembly, once there is one.
     operator: OnceLock<Arc<Operator>>,
 }
@@ -37,7 +37,16 @@ pub struct SqlConsole {
 impl SqlConsole {
     /// A console for these users.
     pub fn new(config: ConsoleConfig) -> Self {
-        Self { config, operator: OnceLock::new() }
+        Self { config: RwLock::new(config), operator: OnceLock::new() }
+    }
+
+    /// Lets in these users from now on. Sessions that are open stay what they are.
+    pub fn adopt(&self, config: ConsoleConfig) {
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+
+    fn config(&self) -> RwLockReadGuard<'_, ConsoleConfig> {
+        self.config.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says whom it works for.
@@ -48,11 +57,11 @@ impl SqlConsole {
     fn is_admin(&self, login: &LoggedIn) -> bool {
         // Whoever is the same user of the operating system could just as well send signals.
         let own = login.stream.socket().peer_uid() == Some(rustix::process::getuid().as_raw());
-        own || self.config.admin_users.contains(&login.startup.user)
+        own || self.config().admin_users.contains(&login.startup.user)
     }
 
     fn may_look(&self, user: &str) -> bool {
-        self.config.stats_users.iter().any(|name| name == "*" || name == user)
+        self.config().stats_users.iter().any(|name| name == "*" || name == user)
     }
 }
 

@@ -222,7 +222,6 @@ impl Operator {
             Command::Disable(database) => self.database(database)?.set_disabled(true),
             Command::Enable(database) => self.database(database)?.set_disabled(false),
             Command::Reload => {
-                lock(&self.overrides).clear();
                 self.reload(Vec::new()).await?;
             }
             Command::Set(key, value) => self.set(key, value).await?,
@@ -297,12 +296,20 @@ impl Operator {
         if !setting.reloads {
             return Err(error(SqlState::NOT_IN_STATE, format!("{key} cannot be changed while the pooler runs")));
         }
-        let mut wanted = lock(&self.overrides).clone();
+        let mut wanted = self.overrides();
         wanted.retain(|(k, _)| k != key);
         wanted.push((key.to_owned(), value.to_owned()));
-        self.reload(wanted.clone()).await?;
-        *lock(&self.overrides) = wanted;
-        Ok(())
+        self.reload(wanted).await
+    }
+
+    /// What SET has changed.
+    pub fn overrides(&self) -> Vec<(String, String)> {
+        lock(&self.overrides).clone()
+    }
+
+    /// The configuration was read again, with these settings on top of it: what was SET otherwise is forgotten.
+    pub fn has_reloaded(&self, overrides: &[(String, String)]) {
+        *lock(&self.overrides) = overrides.to_vec();
     }
 
     /// Reads the configuration again.

@@ -22,7 +22,7 @@ use rustls::ServerConfig;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
 /// How clients come in at one address.
@@ -493,7 +493,7 @@ pub async fn open(context: &Context, login: &mut LoggedIn, place: super::entry::
     let welcome = match pools.primary().and_then(|pool| pool.welcome(&settings)) {
         Some(welcome) => welcome,
         // Boxed, as all that dials is: nearly every login does without.
-        None => Box::pin(learn_welcome(context, &pools, settings)).await?,
+        None => while_there(&login.stream, Box::pin(learn_welcome(context, &pools, settings))).await?,
     };
     let names = &pools.name;
     let identity = Identity {
@@ -517,6 +517,24 @@ pub async fn open(context: &Context, login: &mut LoggedIn, place: super::entry::
     pools.stats.count_login();
     let session = Session::new(listed.entry.id, pools.mode(), welcome.settings.clone(), &welcome.params);
     Ok(Opened { listed, session, pools, member })
+}
+
+/// How often is looked whether somebody has left who waits for the end of its login.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Goes on as long as the client is there: who has left needs no server, and no place among the clients.
+async fn while_there<T>(
+    stream: &Stream,
+    mut welcome: impl Future<Output = Result<T, Ended>> + Unpin,
+) -> Result<T, Ended> {
+    loop {
+        if let Ok(welcome) = tokio::time::timeout(LOOK, &mut welcome).await {
+            return welcome;
+        }
+        if stream.is_closed() {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+    }
 }
 
 /// Finds out what a client with these settings is told at its login.

@@ -219,6 +219,13 @@ async fn open(
     let place = login.take_place()?;
     match login::open(context, &mut login, place).await {
         Ok(opened) => {
+            // Those who were on the list then have been told.
+            if context.closed.load(Ordering::Relaxed) {
+                drop((opened.listed, opened.member));
+                let report = Report::ours(crate::wire::SqlState::ADMIN_SHUTDOWN, "the pooler is shutting down");
+                Box::pin(conclude(context, Some(login.stream), Vec::new(), report.into(), peer)).await;
+                return None;
+            }
             let upstream = Upstream {
                 pools: opened.pools,
                 hubs: Arc::clone(&context.hubs),

@@ -719,8 +719,10 @@ impl Resolver {
             seen.push(node);
         }
         let text = |resolver: &mut Self, key: &str| own(key).and_then(|key| resolver.text(&key, true));
-        let dbname = text(self, "dbname").or(url.dbname.clone()).or_else(|| libpq.get("PGDATABASE"));
-        let user = text(self, "user").or(url.user.clone()).or_else(|| libpq.get("PGUSER"));
+        // What the environment says is said of the one database that has no section.
+        let libpq_says = |key| libpq.get(key).filter(|_| path.is_none());
+        let dbname = text(self, "dbname").or(url.dbname.clone()).or_else(|| libpq_says("PGDATABASE"));
+        let user = text(self, "user").or(url.user.clone()).or_else(|| libpq_says("PGUSER"));
         let words = self.database_words(path, &url, libpq, &defaults.credentials);
         let tls =
             self.upstream_tls(&url, libpq, own("sslmode"), own("sslrootcert"), own("sslcert"), own("sslkey"), &place);

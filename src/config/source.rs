@@ -11,6 +11,10 @@ use std::path::PathBuf;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+/// What is read once, whichever kind of setting it is.
+const AT_START: [&str; 6] =
+    ["auth.pass_through", "auth.query_password", "client_login_timeout", "stats_period", "tls.required", "unix_socket"];
+
 /// What each environment variable for a setting begins with.
 pub const ENV_PREFIX: &str = "PG_AMBASSADOR_";
 
@@ -254,6 +258,7 @@ impl Reader {
                 default.clone()
             }
         };
+        let reloads = reloads && !AT_START.contains(&path);
         let setting = Setting { key: path.to_owned(), value: show(&value), default: show(&default), reloads, place };
         self.settings.push(setting);
         value

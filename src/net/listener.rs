@@ -3,7 +3,7 @@
 use super::{Socket, SocketOptions};
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
@@ -47,11 +47,19 @@ impl Bound {
 
     /// Binds a unix socket with these permissions. A file that a dead process has left is removed first.
     pub fn unix(path: &Path, mode: u32) -> io::Result<(Self, SocketFile)> {
-        if path.exists() {
-            if std::os::unix::net::UnixStream::connect(path).is_ok() {
-                return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process is listening there"));
+        match std::fs::symlink_metadata(path) {
+            Ok(found) if !found.file_type().is_socket() => {
+                let message = "there is a file of that name, and it is no socket: name another path, or move it away";
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
             }
-            std::fs::remove_file(path)?;
+            Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
+                Ok(_) => return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process is listening there")),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+                // It may be alive, and not for us.
+                Err(error) => return Err(error),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
         let listener = std::os::unix::net::UnixListener::bind(path)?;
         let file = SocketFile(path.to_owned());
@@ -120,5 +128,25 @@ impl Accepted {
             Self::Tcp(stream) => Socket::Tcp(TcpStream::from_std(stream)?),
             Self::Unix(stream) => Socket::Unix(UnixStream::from_std(stream)?),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_no_socket_is_left_alone() {
+        let path = std::env::temp_dir().join(format!("ambassador-no-socket-{}", std::process::id()));
+        std::fs::write(&path, "precious").unwrap();
+        let error = Bound::unix(&path, 0o600).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+        std::fs::remove_file(&path).unwrap();
+        // What a dead process has left is replaced.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let (_bound, file) = Bound::unix(&path, 0o600).unwrap();
+        drop(file);
+        assert!(!path.exists());
     }
 }
