@@ -454,7 +454,10 @@ pub async fn open(context: &Context, login: &mut LoggedIn, place: super::entry::
         context.directory.database(&startup.database).map_err(|error| no_database(&startup.database, &error))?;
     if database.is_disabled() {
         let message = format!("database \"{}\" is disabled", startup.database);
-        return Err(Report::ours(SqlState::CANNOT_CONNECT_NOW, message).into());
+        let report = Report::ours(SqlState::CANNOT_CONNECT_NOW, message)
+            .detail("It was disabled on the console.")
+            .hint("ENABLE it there, or ask its administrator to.");
+        return Err(report.into());
     }
     if let Some(options) = &startup.options {
         let more = startup::options_settings(options).map_err(|word| {

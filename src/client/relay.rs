@@ -640,7 +640,9 @@ impl Relay {
         let Server::Leased(lease) = &mut self.server else { return Ok(()) };
         if self.session.mode() == PoolMode::Statement && lease.side.tx().is_open() {
             let report =
-                Report::ours(SqlState::ACTIVE_TRANSACTION, "transaction blocks not allowed in statement pooling mode");
+                Report::ours(SqlState::ACTIVE_TRANSACTION, "transaction blocks not allowed in statement pooling mode")
+                    .detail("A server is for one statement only here, and goes to somebody else behind it.")
+                    .hint("Use pool_mode = transaction where transactions of several statements are needed.");
             return Err(Stop::Fatal(report));
         }
         let mut parting = if lease.is_drained() {
@@ -1478,10 +1480,16 @@ impl Relay {
                 .write(&mut self.output);
         }
         if is_up(self.clock.running(), limits.query) {
-            return Err(Stop::Fatal(Report::ours(SqlState::QUERY_CANCELED, "query timeout")));
+            let report = Report::ours(SqlState::QUERY_CANCELED, "query timeout")
+                .detail(format!("query_timeout is {:?}; the query was cancelled.", limits.query))
+                .hint("Raise query_timeout, or set statement_timeout, which ends the query and not the connection.");
+            return Err(Stop::Fatal(report));
         }
         if is_up(self.clock.transaction, limits.transaction) {
-            return Err(Stop::Fatal(Report::ours(SqlState::IDLE_IN_TRANSACTION_TIMEOUT, "transaction timeout")));
+            let report = Report::ours(SqlState::TRANSACTION_TIMEOUT, "transaction timeout")
+                .detail(format!("transaction_timeout is {:?}; the transaction was rolled back.", limits.transaction))
+                .hint("Raise transaction_timeout, or make transactions shorter.");
+            return Err(Stop::Fatal(report));
         }
         if self.session.is_deferred()
             && self.clock.waiting.is_none()
@@ -1640,10 +1648,11 @@ fn idle_in_transaction() -> Report {
 
 fn lost(error: Option<&io::Error>) -> Report {
     let report = Report::ours(SqlState::CONNECTION_FAILURE, "the server closed the connection unexpectedly");
-    match error {
-        None => report,
+    let report = match error {
+        None => report.detail("It has sent no word of why."),
         Some(error) => report.detail(error.to_string()),
-    }
+    };
+    report.hint("See the server's log, and run again what was not committed.")
 }
 
 /// Writes both parts as far as the socket takes them now, and keeps the rest in `kept`, which what comes must stay behind.
