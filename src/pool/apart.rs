@@ -2,7 +2,7 @@
 //! and never lent to a client.
 
 use super::backoff::Wait;
-use super::{GateState, HeldPlaces, LeaseError, Pool, lock};
+use super::{HeldPlaces, LeaseError, Pool, lock};
 use crate::server::dial;
 use crate::server::{Server, ServerEntry, ServerState};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ impl Pool {
     /// Dropping the future gives everything back.
     ///
     /// # Errors
-    /// The pool was disabled, there was no place within the limits, or why the attempt failed; a pause before the next one is kept by the pool itself, except
+    /// The pool was disabled or retired, there was no place within the limits, or why the attempt failed; a pause before the next one is kept by the pool itself, except
     /// after [`crate::server::dial::Verdict::Full`].
     pub async fn dial_apart(
         self: &Arc<Self>,
@@ -33,10 +33,7 @@ impl Pool {
         let held = held.map_err(|_| self.timed_out(started.elapsed()))?;
         let source = self.source();
         let (slot, credential) = loop {
-            self.gate.opened().await;
-            if self.gate.state() == GateState::Disabled {
-                return Err(LeaseError::Disabled(self.name.clone()));
-            }
+            self.opened().await?;
             let began = Instant::now();
             let credential = match dial::credential(&target, &*source).await {
                 Ok(credential) => credential,
@@ -91,7 +88,8 @@ impl Pool {
         lock(&self.apart).values().cloned().collect()
     }
 
-    /// Waits until a connection of this generation should be closed, and says why: RECONNECT, a changed target, PAUSE, KILL or DISABLE.
+    /// Waits until a connection of this generation should be closed, and says why: RECONNECT, a changed target or server, PAUSE, KILL or
+    /// DISABLE.
     pub async fn outdated(&self, generation: u64) -> &'static str {
         loop {
             let changed = self.gate.changed();

@@ -190,6 +190,13 @@ struct Pauses {
     databases: HashSet<String>,
 }
 
+impl Pauses {
+    /// What it says of a database.
+    fn gate(&self, database: &str) -> GateState {
+        if self.all || self.databases.contains(database) { GateState::Paused } else { GateState::Open }
+    }
+}
+
 /// What is kept of a user over all its pools.
 #[derive(Debug, Default)]
 struct UserState {
@@ -275,13 +282,15 @@ impl Directory {
             match self.database(&set.name.database) {
                 Ok(database) => {
                     let source = (purpose != Purpose::Clients).then(|| set.source()).flatten();
-                    set.adopt(self.wanted(&set.name, database, source, None));
-                    self.hold(&set);
+                    let wanted = self.wanted(&set.name, database, source, None);
+                    let pauses = lock(&self.pauses);
+                    set.adopt(wanted, pauses.gate(&set.name.database));
                 }
-                // Clients that are there stay; nobody new finds it.
-                Err(NoSuchDatabase) => drop(lock(&self.sets).remove(&(set.name.clone(), purpose))),
+                // Clients that are there stay as they are, within reach of RESUME and KILL; nobody new finds it.
+                Err(NoSuchDatabase) => {}
             }
         }
+        self.forget_removed();
         let logins = config.databases.iter().flat_map(|database| database.logins.values().chain([&database.login]));
         let wanted: Vec<&Spec> = logins.collect();
         self.keyring.retain(&wanted);
@@ -393,10 +402,12 @@ impl Directory {
         source: Option<Arc<dyn Source>>,
     ) -> Result<Arc<PoolSet>, NoSuchDatabase> {
         let name = PoolName { database: database.into(), user: user.into() };
+        // First: pools may be there still for those who came while it was.
+        let database = self.database(database)?;
         if let Some(set) = lock(&self.sets).get(&(name.clone(), purpose)) {
             return Ok(Arc::clone(set));
         }
-        let made = PoolSet::new(name.clone(), self.wanted(&name, self.database(database)?, source, None));
+        let made = PoolSet::new(name.clone(), self.wanted(&name, database, source, None));
         let set = Arc::clone(lock(&self.sets).entry((name, purpose)).or_insert(made));
         // Only now that a PAUSE finds it: one that came before must hold it all the same.
         self.hold(&set);
@@ -411,8 +422,7 @@ impl Directory {
 
     /// Whether a database is paused, by the name that clients write.
     pub fn is_paused(&self, database: &str) -> bool {
-        let pauses = lock(&self.pauses);
-        pauses.all || pauses.databases.contains(database)
+        lock(&self.pauses).gate(database) == GateState::Paused
     }
 
     /// Whether anything is paused.
@@ -444,6 +454,11 @@ impl Directory {
         let name = PoolName { database: database.into(), user: user.into() };
         let wanted = self.wanted(&name, self.database(database)?, None, Some(asked));
         Ok(PoolSet::new(name, wanted))
+    }
+
+    /// Forgets the pools of databases that are no more, as soon as nobody has them.
+    fn forget_removed(&self) {
+        lock(&self.sets).retain(|_, set| Arc::strong_count(set) > 1 || self.database(&set.name.database).is_ok());
     }
 
     /// What the pools of this name should be like.
@@ -590,6 +605,7 @@ impl Directory {
             }
             !forget
         });
+        self.forget_removed();
     }
 }
 

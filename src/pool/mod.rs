@@ -419,10 +419,7 @@ impl Pool {
             if !self.gate.is_open() {
                 // What is idle is closed while a pool is paused.
                 place = None;
-                self.gate.opened().await;
-                if self.gate.state() == GateState::Disabled {
-                    return Err(LeaseError::Disabled(self.name.clone()));
-                }
+                self.opened().await?;
             }
             if place.is_none()
                 && self.keepers.are_there()
@@ -449,9 +446,10 @@ impl Pool {
                     None => continue,
                 },
                 Place::Seat(seat) => seat,
+                Place::None => return Err(LeaseError::Moved(self.name.clone())),
             };
             // Boxed: the rare case must not make the common one large.
-            match Box::pin(self.fill(started, deadline.into(), &dialling)).await? {
+            match Box::pin(self.fill_unless_retired(started, deadline.into(), &dialling)).await? {
                 Some(mut server) => {
                     server.held.push(Box::new(seat));
                     self.stats.count_assignment();
@@ -462,6 +460,16 @@ impl Pool {
                 // The server is full: queue again, behind a smaller pool.
                 None => drop(seat),
             }
+        }
+    }
+
+    /// Waits until the pool is not paused.
+    async fn opened(&self) -> Result<(), LeaseError> {
+        self.gate.opened().await;
+        match self.gate.state() {
+            GateState::Open | GateState::Paused => Ok(()),
+            GateState::Disabled => Err(LeaseError::Disabled(self.name.clone())),
+            GateState::Retired => Err(LeaseError::Moved(self.name.clone())),
         }
     }
 
@@ -508,6 +516,23 @@ impl Pool {
         }
         let dialling = Arc::default();
         Wait::Long(Box::pin(self.lease_with(None, client, started, deadline, Arc::clone(&dialling))), dialling)
+    }
+
+    /// [`Pool::fill`] for as long as the server is one of the database's.
+    async fn fill_unless_retired(
+        self: &Arc<Self>,
+        started: Instant,
+        deadline: tokio::time::Instant,
+        dialling: &Dialling,
+    ) -> Result<Option<Box<Server>>, LeaseError> {
+        tokio::select! {
+            biased;
+            () = self.gate.retired() => {
+                dialling.note(None);
+                Err(LeaseError::Moved(self.name.clone()))
+            }
+            filled = self.fill(started, deadline, dialling) => filled,
+        }
     }
 
     /// Dials until there is a connection, `deadline` passes, or it makes no sense any more.
@@ -883,6 +908,15 @@ impl Pool {
         self.drop_idle_unless_open();
     }
 
+    /// The database has this server no more: idle connections end now and others when they are free, and whoever waits is
+    /// told to look for another pool.
+    pub(super) fn set_retired(&self) {
+        self.gate.set(GateState::Retired);
+        self.queue.close();
+        self.keepers.ask_all();
+        self.reconnect();
+    }
+
     /// Closes what came back while the pool is not open.
     pub fn drop_idle_unless_open(&self) {
         if !self.gate.is_open() {
@@ -979,7 +1013,7 @@ impl Pool {
         while self.connections() < self.config().min_idle && self.gate.is_open() {
             let deadline = Instant::now() + self.config().connect_timeout;
             let Some(seat) = self.free_seat() else { return };
-            match self.fill(Instant::now(), deadline.into(), &Dialling::default()).await {
+            match self.fill_unless_retired(Instant::now(), deadline.into(), &Dialling::default()).await {
                 Ok(Some(mut server)) => {
                     server.held.push(Box::new(seat));
                     server.entry.set_state(ServerState::Idle);
@@ -1061,7 +1095,7 @@ impl Wait {
                     Some(server) => return Poll::Ready(Ok(Lease { server, pool: Arc::clone(pool) })),
                     None => None,
                 },
-                other @ (Place::Server(_) | Place::Seat(_)) => Some(other),
+                other @ (Place::Server(_) | Place::Seat(_) | Place::None) => Some(other),
             };
             let dialling = Arc::default();
             let lease = Arc::clone(pool).lease_with(place, *client, *started, *deadline, Arc::clone(&dialling));

@@ -130,17 +130,19 @@ impl PoolSet {
     }
 
     /// Takes over a changed configuration. Pools of servers that are still there keep their connections, unless what
-    /// they are connected to changed.
-    pub(super) fn adopt(&self, wanted: Wanted) {
+    /// they are connected to changed. New ones are open or paused as `gate` says, before anybody finds them.
+    pub(super) fn adopt(&self, wanted: Wanted, gate: GateState) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let old = Arc::clone(&state.pools);
         let record = state.routes.as_ref().map(|routes| Arc::clone(routes.record())).unwrap_or_default();
-        *state = State::new(&self.name, &wanted, &old, record);
+        let new = State::new(&self.name, &wanted, &old, record);
+        new.pools.iter().filter(|pool| pool.gate() != gate).for_each(|pool| pool.set_gate(gate));
+        *state = new;
         self.version.fetch_add(1, Ordering::Release);
         let kept = |pool: &Arc<Pool>| state.pools.iter().any(|p| Arc::ptr_eq(p, pool));
         for pool in old.iter().filter(|pool| !kept(pool)) {
-            // Who has a connection keeps it to the end of its transaction.
-            pool.reconnect();
+            // Who has a connection keeps it to the end of its transaction; who waits for one finds the other pools by now.
+            pool.set_retired();
         }
     }
 
@@ -251,7 +253,10 @@ impl PoolSet {
     /// A connection to the primary, waited for and dialled for as long as `deadline` allows.
     pub async fn lease_until(&self, client: u64, deadline: Instant) -> Result<Lease, LeaseError> {
         loop {
-            let lease = self.find_primary(deadline).await?.lease_until(client, deadline).await?;
+            let lease = match self.find_primary(deadline).await?.lease_until(client, deadline).await {
+                Err(LeaseError::Moved(_)) => continue,
+                lease => lease?,
+            };
             if !self.is_demoted(&lease) {
                 return Ok(lease);
             }

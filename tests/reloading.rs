@@ -1,0 +1,156 @@
+//! Those who wait for a server while an operator changes where it is, or whether it may be used at all.
+
+use crate::support::client::query;
+use crate::support::hostile::{Visit, wait_for_visits, welcome};
+use crate::support::{Ambassador, Client, Dir, Hostile, shared, wait_until};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// An ambassador whose configuration a test rewrites.
+struct Site {
+    dir: Dir,
+    ambassador: Ambassador,
+}
+
+impl Site {
+    fn new(text: &str) -> Self {
+        let dir = Dir::new();
+        let file: PathBuf = dir.write("ambassador.toml", text);
+        // How long a client waits that nobody serves any more.
+        let args = ["--config", file.to_str().unwrap(), "--checkout-timeout", "8s"];
+        Self { ambassador: Ambassador::start(&args), dir }
+    }
+
+    fn client(&self, user: &str, database: &str) -> Client {
+        Client::login(self.ambassador.port, &[("user", user), ("database", database)])
+    }
+
+    fn console(&self, command: &str) {
+        self.client("ambassador", "pgbouncer").query(command);
+    }
+
+    fn reload(&self, text: &str) {
+        self.dir.write("ambassador.toml", text);
+        self.console("RELOAD");
+    }
+
+    /// Waits until so many clients of a database and user wait for a server.
+    fn wait_for_waiting(&self, user: &str, database: &str, count: usize) {
+        let is_it = |row: &&Vec<Option<String>>| row[0].as_deref() == Some(database) && row[1].as_deref() == Some(user);
+        wait_until("they wait", || {
+            let rows = self.ambassador.show("POOLS");
+            rows.iter().find(is_it).is_some_and(|row| row[3].as_deref() == Some(&*count.to_string()))
+        });
+    }
+}
+
+/// The one value that a query sent before is answered with.
+fn answer(client: &mut Client) -> String {
+    let messages = client.read_until(b"Z").unwrap();
+    let row = messages.iter().find(|m| m.tag == b'D').unwrap_or_else(|| panic!("{messages:?}"));
+    row.columns()[0].clone().unwrap()
+}
+
+/// The shared server, by a name of it: to us, each name is another server.
+fn by_name(host: &str) -> String {
+    format!("url = \"postgres://{host}:{}/postgres?sslmode=disable\"\n", shared().port())
+}
+
+fn hostile_url(hostile: &Hostile, database: &str) -> String {
+    format!("url = \"postgres://127.0.0.1:{}/{database}?sslmode=disable\"\n", hostile.port)
+}
+
+#[test]
+fn who_waits_in_a_pause_goes_to_the_server_that_a_reload_names() {
+    let site = Site::new(&by_name("127.0.0.1"));
+    let (mut waiter, mut listener) = (site.client("postgres", "postgres"), site.client("postgres", "postgres"));
+    assert_eq!(waiter.value("select 1"), "1");
+    listener.query("listen reloading_before");
+    site.console("PAUSE");
+    waiter.send(&query("select 'moved'"));
+    site.wait_for_waiting("postgres", "postgres", 1);
+    site.reload(&by_name("localhost"));
+    site.wait_for_waiting("postgres", "postgres", 1);
+    assert!(site.ambassador.show("SERVERS").is_empty(), "it is paused there, too");
+    site.console("RESUME");
+    assert_eq!(answer(&mut waiter), "moved");
+    // The connection that listens has moved, too: for who did before, and for who does now.
+    waiter.query("listen reloading_after");
+    for (channel, hears) in [("reloading_before", &mut listener), ("reloading_after", &mut waiter)] {
+        Client::new(shared().port()).query(&format!("notify {channel}, 'heard'"));
+        while hears.heard.is_empty() {
+            hears.query("select 1");
+        }
+        assert_eq!(hears.heard, [(channel.to_owned(), "heard".to_owned())]);
+    }
+}
+
+#[test]
+fn who_is_in_line_for_a_server_that_a_reload_takes_away_goes_to_the_new_one() {
+    let site = Site::new(&format!("{}pool_size = 1\n", by_name("127.0.0.1")));
+    let (mut holder, mut waiter) = (site.client("postgres", "postgres"), site.client("postgres", "postgres"));
+    holder.query("begin; select 1");
+    waiter.send(&query("select 'served'"));
+    site.wait_for_waiting("postgres", "postgres", 1);
+    site.reload(&format!("{}pool_size = 1\n", by_name("localhost")));
+    assert_eq!(answer(&mut waiter), "served");
+    assert_eq!(holder.value("select 'still'"), "still", "a transaction keeps its connection");
+    holder.query("commit");
+    assert_eq!(holder.value("select 'on'"), "on");
+}
+
+/// A server that lets in whoever comes first, and never again until it is told to. Of this first one it takes leave when
+/// it has let it in.
+fn reluctant(lets_in: &Arc<AtomicBool>) -> Hostile {
+    let lets_in = Arc::clone(lets_in);
+    Hostile::start(move |visit: &mut Visit| {
+        let hello = visit.startup()?;
+        let text = String::from_utf8_lossy(&hello).into_owned();
+        if visit.number == 0 {
+            return visit.send(&welcome());
+        }
+        if text.contains("first") {
+            wait_until("it lets somebody in", || lets_in.load(Ordering::SeqCst));
+        }
+        visit.send(&welcome())?;
+        visit.serve(if text.contains("first") { "first" } else { "second" })
+    })
+}
+
+#[test]
+fn who_waits_for_a_login_at_a_server_that_a_reload_takes_away_goes_to_the_new_one() {
+    let lets_in = Arc::new(AtomicBool::new(false));
+    let server = reluctant(&lets_in);
+    let site = Site::new(&hostile_url(&server, "first"));
+    let mut client = site.client("postgres", "postgres");
+    client.send(&query("select 'there'"));
+    wait_for_visits(&server, 2);
+    site.reload(&by_name("127.0.0.1"));
+    assert_eq!(answer(&mut client), "there");
+    lets_in.store(true, Ordering::SeqCst);
+}
+
+#[test]
+fn who_waits_in_a_pause_for_a_database_that_a_reload_takes_away_goes_on_when_it_is_over() {
+    let database = |name: &str| format!("[databases.{name}]\n{}", by_name("127.0.0.1"));
+    let both = format!("{}{}", database("kept"), database("gone"));
+    let site = Site::new(&both);
+    let mut client = site.client("postgres", "gone");
+    assert_eq!(client.value("select 1"), "1");
+    site.console("PAUSE");
+    client.send(&query("select 'served'"));
+    site.wait_for_waiting("postgres", "gone", 1);
+    site.reload(&database("kept"));
+    site.console("RESUME");
+    assert_eq!(answer(&mut client), "served");
+    let newcomer = || Client::try_login(site.ambassador.port, &[("user", "postgres"), ("database", "gone")]);
+    assert_eq!(newcomer().err().unwrap().code(), "3D000");
+    // It is the same database if it comes back, and forgotten with its last client if it does not.
+    site.reload(&both);
+    let mut other = newcomer().unwrap();
+    assert_eq!(client.value("select pg_backend_pid()"), other.value("select pg_backend_pid()"));
+    site.reload(&database("kept"));
+    drop((client, other));
+    wait_until("it is forgotten", || site.ambassador.show("POOLS").iter().all(|row| row[0].as_deref() != Some("gone")));
+}
