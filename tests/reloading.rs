@@ -2,7 +2,12 @@
 
 use crate::support::client::query;
 use crate::support::hostile::{Visit, wait_for_visits, welcome};
-use crate::support::{Ambassador, Client, Dir, Hostile, shared, wait_until};
+use crate::support::{Ambassador, Client, Dir, Hostile, shared, url, wait_until};
+use pg_ambassador::config::{self, Sources};
+use pg_ambassador::credentials::{PassThrough, Proof, Source};
+use pg_ambassador::pool::Directory;
+use pg_ambassador::pool::directory::{DirectoryConfig, Purpose};
+use pg_ambassador::telemetry::Telemetry;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -153,4 +158,39 @@ fn who_waits_in_a_pause_for_a_database_that_a_reload_takes_away_goes_on_when_it_
     site.reload(&database("kept"));
     drop((client, other));
     wait_until("it is forgotten", || site.ambassador.show("POOLS").iter().all(|row| row[0].as_deref() != Some("gone")));
+}
+
+/// What a configuration says of pools.
+fn directory_config(settings: &[(&str, &str)]) -> DirectoryConfig {
+    let flags = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    config::resolve(&Sources { flags, ..Sources::default() }).unwrap().directory
+}
+
+/// Runs this with a directory that nobody else uses.
+fn with_directory<F: Future<Output = ()>>(config: &DirectoryConfig, work: impl FnOnce(Arc<Directory>) -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let handle = tokio::runtime::Handle::current();
+        work(Directory::new(config, Arc::default(), Arc::new(Telemetry::new()), handle).unwrap()).await;
+    });
+}
+
+#[test]
+fn what_clients_have_shown_is_kept_over_a_reload_and_given_to_pools_that_were_made_without() {
+    let said = directory_config(&[("url", &url(shared()))]);
+    with_directory(&said.clone(), |directory| async move {
+        let pools = |source| directory.pools("postgres", "postgres", Purpose::Clients, source).unwrap();
+        let has = |source: &Arc<dyn Source>| Arc::ptr_eq(&pools(None).pools()[0].source(), source);
+        let shown: Arc<dyn Source> = PassThrough::new(Proof::Nothing);
+        // The first was trusted, and has shown nothing.
+        assert!(!has(&shown));
+        pools(Some(Arc::clone(&shown)));
+        assert!(has(&shown));
+        directory.reload(&said).unwrap();
+        assert!(has(&shown));
+        // Unless it is said who we are.
+        let other = directory_config(&[("url", &format!("{}&user=somebody", url(shared())))]);
+        directory.reload(&other).unwrap();
+        assert!(!has(&shown));
+    });
 }

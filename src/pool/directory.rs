@@ -171,6 +171,8 @@ pub struct Directory {
     config: RwLock<Arc<Known>>,
     sets: Mutex<HashMap<(PoolName, Purpose), Arc<PoolSet>, RandomState>>,
     pauses: Mutex<Pauses>,
+    /// Held while pools are made or changed, so that what is made of an older configuration never comes behind a newer one.
+    changes: Mutex<()>,
     users: Mutex<HashMap<String, UserState>>,
     nodes: Mutex<HashMap<Address, Arc<Node>>>,
     /// One for each list of servers that a database has, as long as somebody uses it: thousands of pools must not mean
@@ -258,6 +260,7 @@ impl Directory {
             config: RwLock::default(),
             sets: Mutex::default(),
             pauses: Mutex::default(),
+            changes: Mutex::default(),
             users: Mutex::default(),
             nodes: Mutex::default(),
             monitors: Mutex::default(),
@@ -275,13 +278,14 @@ impl Directory {
     /// As [`Directory::new`]; nothing is changed then.
     pub fn reload(&self, config: &DirectoryConfig) -> Result<(), (String, TlsError)> {
         let known = self.known(config)?;
+        let _changes = lock(&self.changes);
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(known);
         self.relabel();
         let sets: Vec<_> = lock(&self.sets).iter().map(|((_, purpose), set)| (*purpose, Arc::clone(set))).collect();
         for (purpose, set) in sets {
             match self.database(&set.name.database) {
                 Ok(database) => {
-                    let source = (purpose != Purpose::Clients).then(|| set.source()).flatten();
+                    let source = set.given().filter(|_| takes_source(&database, &set.name, purpose));
                     let wanted = self.wanted(&set.name, database, source, None);
                     let pauses = lock(&self.pauses);
                     set.adopt(wanted, pauses.gate(&set.name.database));
@@ -393,7 +397,8 @@ impl Directory {
         known.databases.get(name).or_else(|| known.databases.get(WILDCARD)).cloned().ok_or(NoSuchDatabase)
     }
 
-    /// The pools for a client or for a purpose of ours, with a source of its own for what they log in with.
+    /// The pools for a client or for a purpose of ours, with a source of its own for what they log in with. Pools for clients
+    /// that were made without one take it over: whoever came first may have had nothing to show.
     pub fn pools(
         &self,
         database: &str,
@@ -403,12 +408,32 @@ impl Directory {
     ) -> Result<Arc<PoolSet>, NoSuchDatabase> {
         let name = PoolName { database: database.into(), user: user.into() };
         // First: pools may be there still for those who came while it was.
-        let database = self.database(database)?;
-        if let Some(set) = lock(&self.sets).get(&(name.clone(), purpose)) {
-            return Ok(Arc::clone(set));
+        self.database(database)?;
+        let key = (name, purpose);
+        let find = || lock(&self.sets).get(&key).cloned();
+        // What we use ourselves keeps what it was made with.
+        let lacks = |set: &PoolSet, source: &Arc<dyn Source>| {
+            purpose == Purpose::Clients && !set.given().is_some_and(|given| Arc::ptr_eq(&given, source))
+        };
+        if let Some(set) = find()
+            && !source.as_ref().is_some_and(|source| lacks(&set, source))
+        {
+            return Ok(set);
         }
-        let made = PoolSet::new(name.clone(), self.wanted(&name, database, source, None));
-        let set = Arc::clone(lock(&self.sets).entry((name, purpose)).or_insert(made));
+        let changes = lock(&self.changes);
+        let database = self.database(database)?;
+        let source = source.filter(|_| takes_source(&database, &key.0, purpose));
+        if let Some(set) = find() {
+            if source.as_ref().is_some_and(|source| lacks(&set, source)) {
+                let wanted = self.wanted(&key.0, database, source, None);
+                let pauses = lock(&self.pauses);
+                set.adopt(wanted, pauses.gate(&key.0.database));
+            }
+            return Ok(set);
+        }
+        let set = PoolSet::new(key.0.clone(), self.wanted(&key.0, database, source, None));
+        lock(&self.sets).insert(key, Arc::clone(&set));
+        drop(changes);
         // Only now that a PAUSE finds it: one that came before must hold it all the same.
         self.hold(&set);
         Ok(set)
@@ -607,6 +632,11 @@ impl Directory {
         });
         self.forget_removed();
     }
+}
+
+/// Whether pools may log in with something that was given to them.
+fn takes_source(database: &Database, name: &PoolName, purpose: Purpose) -> bool {
+    purpose != Purpose::Clients || database.passes_through(&name.user)
 }
 
 impl DatabaseState {

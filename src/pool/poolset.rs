@@ -60,7 +60,8 @@ struct State {
     pools: Arc<[Arc<Pool>]>,
     monitor: Option<(Arc<Monitor>, Arc<Login>)>,
     routes: Option<Arc<Routes>>,
-    source: Arc<dyn Source>,
+    /// What its connections log in with, if that was not made from the configuration.
+    given: Option<Arc<dyn Source>>,
     preference: Preference,
     clients: [(Arc<AtomicUsize>, Option<usize>); 2],
 }
@@ -146,8 +147,9 @@ impl PoolSet {
         }
     }
 
-    pub(super) fn source(&self) -> Option<Arc<dyn Source>> {
-        Some(self.state().source)
+    /// What its connections log in with, if that was not made from the configuration.
+    pub(super) fn given(&self) -> Option<Arc<dyn Source>> {
+        self.read().given.clone()
     }
 
     /// The database.
@@ -395,7 +397,7 @@ impl State {
             if let Some(pool) = old.iter().find(|pool| Arc::ptr_eq(&pool.node, node)) {
                 pool.reconfigure(wanted.pool.clone());
                 pool.retarget(target.clone());
-                if wanted.own_source {
+                if wanted.own_source || !Arc::ptr_eq(&pool.source(), &wanted.source) {
                     pool.set_source(Arc::clone(&wanted.source));
                 }
                 return Arc::clone(pool);
@@ -429,7 +431,7 @@ impl State {
             monitor: wanted.monitor.clone(),
             database: Arc::clone(&wanted.database),
             mode: wanted.mode,
-            source: Arc::clone(&wanted.source),
+            given: (!wanted.own_source).then(|| Arc::clone(&wanted.source)),
             preference: wanted.preference,
             clients: wanted.clients.clone(),
         }
