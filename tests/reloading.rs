@@ -5,8 +5,8 @@ use crate::support::hostile::{Visit, wait_for_visits, welcome};
 use crate::support::{Ambassador, Client, Dir, Hostile, shared, url, wait_until};
 use pg_ambassador::config::{self, Sources};
 use pg_ambassador::credentials::{PassThrough, Proof, Source};
-use pg_ambassador::pool::Directory;
 use pg_ambassador::pool::directory::{DirectoryConfig, Purpose};
+use pg_ambassador::pool::{Directory, GateState};
 use pg_ambassador::telemetry::Telemetry;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -172,6 +172,22 @@ fn with_directory<F: Future<Output = ()>>(config: &DirectoryConfig, work: impl F
     runtime.block_on(async {
         let handle = tokio::runtime::Handle::current();
         work(Directory::new(config, Arc::default(), Arc::new(Telemetry::new()), handle).unwrap()).await;
+    });
+}
+
+#[test]
+fn what_all_are_paused_for_the_resume_of_one_database_does_not_open() {
+    with_directory(&directory_config(&[("url", &url(shared()))]), |directory| async move {
+        let set = directory.pools("one", "postgres", Purpose::Clients, None).unwrap();
+        let gate = || set.pools()[0].gate();
+        for database in [Some("one"), None] {
+            assert!(directory.set_paused(database, true));
+            assert_eq!(gate(), GateState::Paused);
+        }
+        assert!(directory.set_paused(Some("one"), false));
+        assert_eq!(gate(), GateState::Paused);
+        assert!(directory.set_paused(None, false));
+        assert_eq!(gate(), GateState::Open);
     });
 }
 

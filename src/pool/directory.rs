@@ -432,17 +432,13 @@ impl Directory {
             return Ok(set);
         }
         let set = PoolSet::new(key.0.clone(), self.wanted(&key.0, database, source, None));
+        // A PAUSE that came before holds it before anybody finds it, and one that comes later finds it.
+        let pauses = lock(&self.pauses);
+        set.set_gate(pauses.gate(&key.0.database));
         lock(&self.sets).insert(key, Arc::clone(&set));
+        drop(pauses);
         drop(changes);
-        // Only now that a PAUSE finds it: one that came before must hold it all the same.
-        self.hold(&set);
         Ok(set)
-    }
-
-    fn hold(&self, set: &PoolSet) {
-        if self.is_paused(&set.name.database) {
-            set.set_gate(GateState::Paused);
-        }
     }
 
     /// Whether a database is paused, by the name that clients write.
@@ -456,7 +452,8 @@ impl Directory {
         pauses.all || !pauses.databases.is_empty()
     }
 
-    /// PAUSE and RESUME of a database, by the name that clients write, or of all. False if it was so already.
+    /// PAUSE and RESUME of a database, by the name that clients write, or of all. False if it was so already. What all are
+    /// paused for the RESUME of one does not open.
     pub fn set_paused(&self, database: Option<&str>, paused: bool) -> bool {
         let mut pauses = lock(&self.pauses);
         let changed = match (database, paused) {
@@ -465,11 +462,9 @@ impl Directory {
             (Some(name), true) => !pauses.all && pauses.databases.insert(name.to_owned()),
             (Some(name), false) => pauses.databases.remove(name),
         };
-        drop(pauses);
         if changed {
-            let state = if paused { GateState::Paused } else { GateState::Open };
-            let concerns = |set: &Arc<PoolSet>| database.is_none_or(|name| *set.name.database == *name);
-            self.sets().iter().filter(|set| concerns(set)).for_each(|set| set.set_gate(state));
+            // Still under the lock: of two who come together the last to be noted must be the last to be heard.
+            self.sets().iter().for_each(|set| set.set_gate(pauses.gate(&set.name.database)));
         }
         changed
     }

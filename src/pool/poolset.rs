@@ -137,7 +137,7 @@ impl PoolSet {
         let old = Arc::clone(&state.pools);
         let record = state.routes.as_ref().map(|routes| Arc::clone(routes.record())).unwrap_or_default();
         let new = State::new(&self.name, &wanted, &old, record);
-        new.pools.iter().filter(|pool| pool.gate() != gate).for_each(|pool| pool.set_gate(gate));
+        set_gates(&new.pools, gate);
         *state = new;
         self.version.fetch_add(1, Ordering::Release);
         let kept = |pool: &Arc<Pool>| state.pools.iter().any(|p| Arc::ptr_eq(p, pool));
@@ -350,10 +350,8 @@ impl PoolSet {
     }
 
     /// Opens or closes all its pools.
-    pub fn set_gate(&self, state: GateState) {
-        for pool in self.pools().iter() {
-            pool.set_gate(state);
-        }
+    pub(super) fn set_gate(&self, state: GateState) {
+        set_gates(&self.pools(), state);
     }
 
     /// What happened in all its pools.
@@ -383,6 +381,10 @@ impl PoolSet {
     pub(super) fn unused_for(&self, now: Instant) -> Option<Duration> {
         lock(&self.unused).map(|since| now.saturating_duration_since(since))
     }
+}
+
+fn set_gates(pools: &[Arc<Pool>], state: GateState) {
+    pools.iter().filter(|pool| pool.gate() != state).for_each(|pool| pool.set_gate(state));
 }
 
 impl State {
