@@ -137,6 +137,19 @@ fn who_waits_for_a_login_at_a_server_that_a_reload_takes_away_goes_to_the_new_on
 }
 
 #[test]
+fn a_login_that_was_begun_before_a_reload_serves_nobody_behind_it() {
+    let lets_in = Arc::new(AtomicBool::new(false));
+    let server = reluctant(&lets_in);
+    let site = Site::new(&hostile_url(&server, "first"));
+    let mut client = site.client("postgres", "postgres");
+    client.send(&query("select current_database()"));
+    wait_for_visits(&server, 2);
+    site.reload(&hostile_url(&server, "second"));
+    lets_in.store(true, Ordering::SeqCst);
+    assert_eq!(answer(&mut client), "second");
+}
+
+#[test]
 fn who_waits_in_a_pause_for_a_database_that_a_reload_takes_away_goes_on_when_it_is_over() {
     let database = |name: &str| format!("[databases.{name}]\n{}", by_name("127.0.0.1"));
     let both = format!("{}{}", database("kept"), database("gone"));
@@ -208,5 +221,24 @@ fn what_clients_have_shown_is_kept_over_a_reload_and_given_to_pools_that_were_ma
         let other = directory_config(&[("url", &format!("{}&user=somebody", url(shared())))]);
         directory.reload(&other).unwrap();
         assert!(!has(&shown));
+    });
+}
+
+#[test]
+fn a_connection_of_our_own_that_waits_over_a_reload_is_made_to_the_target_of_now() {
+    let said = |database: &str| {
+        directory_config(&[("url", &format!("postgres://127.0.0.1:{}/{database}?sslmode=disable", shared().port()))])
+    };
+    with_directory(&said("postgres"), |directory| async move {
+        let set = directory.pools("any", "postgres", Purpose::Clients, None).unwrap();
+        directory.set_paused(None, true);
+        let pool = Arc::clone(&set.pools()[0]);
+        let dial = tokio::spawn(async move { pool.dial_apart([]).await });
+        tokio::task::yield_now().await;
+        directory.reload(&said("template1")).unwrap();
+        directory.set_paused(None, false);
+        let mut server = dial.await.unwrap().unwrap();
+        let answer = server.simple("select current_database()").await.unwrap();
+        assert_eq!(answer.rows[0][0].as_deref(), Some("template1"));
     });
 }

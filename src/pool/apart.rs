@@ -2,7 +2,7 @@
 //! and never lent to a client.
 
 use super::backoff::Wait;
-use super::{HeldPlaces, LeaseError, Pool, lock};
+use super::{HeldPlaces, LeaseError, PATIENCE_WITH_THE_LEAVING, Pool, lock};
 use crate::server::dial;
 use crate::server::{Server, ServerEntry, ServerState};
 use std::sync::Arc;
@@ -26,14 +26,17 @@ impl Pool {
         self: &Arc<Self>,
         settings: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Box<Server>, LeaseError> {
-        let mut target = (*self.target()).clone();
-        target.settings.extend(settings);
+        let settings: Vec<_> = settings.into_iter().collect();
         let started = Instant::now();
         let held = tokio::time::timeout(PLACE_TIMEOUT, self.places_apart()).await;
         let held = held.map_err(|_| self.timed_out(started.elapsed()))?;
-        let source = self.source();
-        let (slot, credential) = loop {
+        loop {
             self.opened().await?;
+            // Behind the gate, where a change has often come while it was closed. The generation first, as elsewhere.
+            let generation = self.generation.load(Ordering::Acquire);
+            let mut target = (*self.target()).clone();
+            target.settings.extend(settings.iter().cloned());
+            let source = self.source();
             let began = Instant::now();
             let credential = match dial::credential(&target, &*source).await {
                 Ok(credential) => credential,
@@ -42,28 +45,30 @@ impl Pool {
             let Some(slot) = self.node.dial_slot().await else { return Err(LeaseError::Closed) };
             let wait = lock(&self.backoff).wait(Instant::now());
             match wait {
-                Wait::Go if self.gate.is_open() => break (slot, credential),
-                Wait::Go => {}
+                Wait::Go if self.gate.is_open() => {}
+                Wait::Go => continue,
                 Wait::Until(at) => {
                     // Not with a slot in hand that others could use.
                     drop(slot);
                     tokio::time::sleep_until(at.into()).await;
+                    continue;
                 }
                 Wait::Refused(error) => return Err(LeaseError::Upstream(error)),
             }
-        };
-        let began = Instant::now();
-        let dialled = self.dial(&target, &*source, credential).await;
-        drop(slot);
-        match dialled {
-            Ok(mut server) => {
-                self.dial_succeeded();
-                server.entry.set_state(ServerState::Listening);
-                lock(&self.apart).insert(server.entry.id, Arc::clone(&server.entry));
-                server.held.extend(held);
-                Ok(server)
+            let began = Instant::now();
+            let dialled = self.dial(&target, &*source, credential, generation).await;
+            drop(slot);
+            match dialled {
+                Ok(server) if self.is_of_before(&server) => server.see_off(PATIENCE_WITH_THE_LEAVING).await,
+                Ok(mut server) => {
+                    self.dial_succeeded();
+                    server.entry.set_state(ServerState::Listening);
+                    lock(&self.apart).insert(server.entry.id, Arc::clone(&server.entry));
+                    server.held.extend(held);
+                    return Ok(server);
+                }
+                Err(error) => return Err(LeaseError::Upstream(self.dial_failed(began, error))),
             }
-            Err(error) => Err(LeaseError::Upstream(self.dial_failed(began, error))),
         }
     }
 

@@ -385,8 +385,13 @@ impl Pool {
         Some(server)
     }
 
-    fn is_outdated(&self, server: &Server, now: Instant) -> bool {
+    /// Whether it was made before the last RECONNECT or change of the target.
+    fn is_of_before(&self, server: &Server) -> bool {
         server.generation != self.generation.load(Ordering::Relaxed)
+    }
+
+    fn is_outdated(&self, server: &Server, now: Instant) -> bool {
+        self.is_of_before(server)
             // While there is nothing to log in with, the connections that are there are all there will be (faults.md F17).
             || (server.retire_at.is_some_and(|at| at <= now) && self.source().is_ready(&self.node.address))
     }
@@ -570,6 +575,8 @@ impl Pool {
                     Places::None => return Err(timeout()),
                 },
             };
+            // Read before the target: a connection to a target of before is known by it.
+            let generation = self.generation.load(Ordering::Acquire);
             // Before there is a slot: whoever waits for a credential must not keep those from dialling who have one.
             let (target, source, began) = (self.target(), self.source(), Instant::now());
             let credential = match timeout_at(deadline, dial::credential(&target, &*source)).await {
@@ -592,10 +599,12 @@ impl Pool {
                 continue;
             }
             dialling.note(Some(began));
-            let dialled = self.dial(&target, &*source, credential).await;
+            let dialled = self.dial(&target, &*source, credential, generation).await;
             dialling.note(None);
             drop(slot);
             match dialled {
+                // It may lead to where nobody wants to go any more.
+                Ok(server) if self.is_of_before(&server) => server.see_off(PATIENCE_WITH_THE_LEAVING).await,
                 Ok(mut server) => {
                     self.dial_succeeded();
                     lock(&self.servers).insert(server.entry.id, Arc::clone(&server.entry));
@@ -687,15 +696,15 @@ impl Pool {
         !self.limits.is_empty() && self.node.is_crowded()
     }
 
-    /// One attempt, and a second with another credential where this one is outdated.
+    /// One attempt to reach a target of this generation, and a second with another credential where this one is outdated.
     async fn dial(
         self: &Arc<Self>,
         target: &Target,
         source: &dyn Source,
         credential: Credential,
+        generation: u64,
     ) -> Result<Box<Server>, DialError> {
         let config = self.config();
-        let generation = self.generation.load(Ordering::Relaxed);
         let started = Instant::now();
         let mut server = dial::log_in(target, credential, source, &self.defaults, config.connect_timeout).await?;
         let address = target.address.to_string();
@@ -892,7 +901,8 @@ impl Pool {
 
     /// Every connection of now ends as soon as it is free.
     pub fn reconnect(&self) {
-        self.generation.fetch_add(1, Ordering::Relaxed);
+        // Whoever reads this one finds the target that it came with.
+        self.generation.fetch_add(1, Ordering::Release);
         lock(&self.backoff).reconnected_at = Some(Instant::now());
         lock(&self.welcomes).clear();
         self.gate.nudge();
