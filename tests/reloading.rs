@@ -173,6 +173,48 @@ fn who_waits_in_a_pause_for_a_database_that_a_reload_takes_away_goes_on_when_it_
     wait_until("it is forgotten", || site.ambassador.show("POOLS").iter().all(|row| row[0].as_deref() != Some("gone")));
 }
 
+#[test]
+fn a_pause_ends_a_login_that_is_under_way_and_its_client_waits() {
+    let (paused, hung_up) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let server = Hostile::start({
+        let (paused, hung_up) = (Arc::clone(&paused), Arc::clone(&hung_up));
+        move |visit: &mut Visit| {
+            visit.startup()?;
+            if visit.number == 1 {
+                wait_until("it is paused", || paused.load(Ordering::SeqCst));
+            }
+            visit.send(&welcome())?;
+            if visit.number == 0 {
+                return Ok(());
+            }
+            let end = visit.serve("served");
+            hung_up.store(true, Ordering::SeqCst);
+            end
+        }
+    });
+    let site = Site::new(&hostile_url(&server, "first"));
+    let mut client = site.client("postgres", "postgres");
+    client.send(&query("select 1"));
+    wait_for_visits(&server, 2);
+    site.console("PAUSE");
+    paused.store(true, Ordering::SeqCst);
+    wait_until("the server is left alone", || hung_up.load(Ordering::SeqCst) || server.has_heard(b"select 1"));
+    assert!(!server.has_heard(b"select 1"));
+    site.wait_for_waiting("postgres", "postgres", 1);
+    site.console("RESUME");
+    assert_eq!(answer(&mut client), "served");
+}
+
+#[test]
+fn a_kill_leaves_no_server_connected_that_is_cleaned_behind_its_client() {
+    let site = Site::new(&format!("{}pool_mode = \"session\"\n", by_name("127.0.0.1")));
+    let mut client = site.client("postgres", "postgres");
+    client.query("set work_mem = '99kB'");
+    site.console("KILL");
+    assert_eq!(client.read().unwrap().code(), "57P01");
+    wait_until("nothing is connected", || site.ambassador.show("SERVERS").is_empty());
+}
+
 /// What a configuration says of pools.
 fn directory_config(settings: &[(&str, &str)]) -> DirectoryConfig {
     let flags = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();

@@ -32,43 +32,66 @@ impl Pool {
         let held = held.map_err(|_| self.timed_out(started.elapsed()))?;
         loop {
             self.opened().await?;
-            // Behind the gate, where a change has often come while it was closed. The generation first, as elsewhere.
-            let generation = self.generation.load(Ordering::Acquire);
-            let mut target = (*self.target()).clone();
-            target.settings.extend(settings.iter().cloned());
-            let source = self.source();
-            let began = Instant::now();
-            let credential = match dial::credential(&target, &*source).await {
-                Ok(credential) => credential,
-                Err(error) => return Err(LeaseError::Upstream(self.dial_failed(began, error))),
+            let made = tokio::select! {
+                biased;
+                () = self.gate.closed() => continue,
+                made = self.try_apart(&settings) => made?,
             };
-            let Some(slot) = self.node.dial_slot().await else { return Err(LeaseError::Closed) };
-            let wait = lock(&self.backoff).wait(Instant::now());
-            match wait {
-                Wait::Go if self.gate.is_open() => {}
-                Wait::Go => continue,
-                Wait::Until(at) => {
-                    // Not with a slot in hand that others could use.
-                    drop(slot);
-                    tokio::time::sleep_until(at.into()).await;
-                    continue;
-                }
-                Wait::Refused(error) => return Err(LeaseError::Upstream(error)),
-            }
-            let began = Instant::now();
-            let dialled = self.dial(&target, &*source, credential, generation).await;
-            drop(slot);
-            match dialled {
-                Ok(server) if self.is_of_before(&server) => server.see_off(PATIENCE_WITH_THE_LEAVING).await,
-                Ok(mut server) => {
-                    self.dial_succeeded();
-                    server.entry.set_state(ServerState::Listening);
-                    lock(&self.apart).insert(server.entry.id, Arc::clone(&server.entry));
+            match made {
+                Some(server) if !self.gate.is_open() => server.see_off(PATIENCE_WITH_THE_LEAVING).await,
+                Some(mut server) => {
                     server.held.extend(held);
                     return Ok(server);
                 }
-                Err(error) => return Err(LeaseError::Upstream(self.dial_failed(began, error))),
+                None => {}
             }
+        }
+    }
+
+    /// One attempt, while the pool is open; none if it has to be begun anew.
+    async fn try_apart(self: &Arc<Self>, settings: &[(String, String)]) -> Result<Option<Box<Server>>, LeaseError> {
+        // Behind the gate, where a change has often come while it was closed. The generation first, as elsewhere.
+        let generation = self.generation.load(Ordering::Acquire);
+        let mut target = (*self.target()).clone();
+        target.settings.extend(settings.iter().cloned());
+        let source = self.source();
+        let began = Instant::now();
+        let credential = match dial::credential(&target, &*source).await {
+            Ok(credential) => credential,
+            Err(error) => return Err(LeaseError::Upstream(self.dial_failed(began, error))),
+        };
+        let Some(slot) = self.node.dial_slot().await else { return Err(LeaseError::Closed) };
+        let wait = lock(&self.backoff).wait(Instant::now());
+        match wait {
+            Wait::Go => {}
+            Wait::Until(at) => {
+                // Not with a slot in hand that others could use.
+                drop(slot);
+                tokio::time::sleep_until(at.into()).await;
+                return Ok(None);
+            }
+            Wait::Refused(error) => return Err(LeaseError::Upstream(error)),
+        }
+        let making = self.note_login();
+        if !self.gate.is_open() {
+            return Ok(None);
+        }
+        let began = Instant::now();
+        let dialled = self.dial(&target, &*source, credential, generation).await;
+        drop(slot);
+        match dialled {
+            Ok(server) if self.is_of_before(&server) => {
+                server.see_off(PATIENCE_WITH_THE_LEAVING).await;
+                Ok(None)
+            }
+            Ok(server) => {
+                self.dial_succeeded();
+                server.entry.set_state(ServerState::Listening);
+                lock(&self.apart).insert(server.entry.id, Arc::clone(&server.entry));
+                drop(making);
+                Ok(Some(server))
+            }
+            Err(error) => Err(LeaseError::Upstream(self.dial_failed(began, error))),
         }
     }
 

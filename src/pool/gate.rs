@@ -55,11 +55,11 @@ impl Gate {
         self.changed.notified()
     }
 
-    /// Waits until the pool is retired.
-    pub(super) async fn retired(&self) {
+    /// Waits until the gate is not open.
+    pub(super) async fn closed(&self) {
         loop {
             let changed = self.changed.notified();
-            if self.state() == GateState::Retired {
+            if !self.is_open() {
                 return;
             }
             changed.await;

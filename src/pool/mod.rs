@@ -118,6 +118,8 @@ pub struct Pool {
     servers: Mutex<HashMap<u64, Arc<ServerEntry>>>,
     /// Connections of our own, which no client can have ([`Pool::dial_apart`]).
     apart: Mutex<HashMap<u64, Arc<ServerEntry>>>,
+    /// How many are being made.
+    logins: Mutex<usize>,
     /// Why the last attempt to connect failed, until one succeeds.
     last_error: Mutex<Option<Arc<DialError>>>,
     welcomes: Mutex<Vec<(StartupSettings, Arc<Welcome>)>>,
@@ -249,7 +251,12 @@ impl Lease {
     #[inline]
     fn put_back(self) {
         let pool = &self.pool;
-        if pool.is_outdated(&self.server, self.server.idle_since) || pool.must_make_room() || pool.has_too_many() {
+        // Behind a closed gate nobody would look at it again.
+        if !pool.gate.is_open()
+            || pool.is_outdated(&self.server, self.server.idle_since)
+            || pool.must_make_room()
+            || pool.has_too_many()
+        {
             self.close();
             return;
         }
@@ -337,6 +344,7 @@ impl Pool {
             backoff: Mutex::default(),
             servers: Mutex::default(),
             apart: Mutex::default(),
+            logins: Mutex::default(),
             last_error: Mutex::default(),
             welcomes: Mutex::default(),
             limits,
@@ -454,7 +462,7 @@ impl Pool {
                 Place::None => return Err(LeaseError::Moved(self.name.clone())),
             };
             // Boxed: the rare case must not make the common one large.
-            match Box::pin(self.fill_unless_retired(started, deadline.into(), &dialling)).await? {
+            match Box::pin(self.fill_while_open(started, deadline.into(), &dialling)).await? {
                 Some(mut server) => {
                     server.held.push(Box::new(seat));
                     self.stats.count_assignment();
@@ -462,7 +470,7 @@ impl Pool {
                     server.entry.set_client(client, Instant::now());
                     return Ok(Lease { server, pool: self });
                 }
-                // The server is full: queue again, behind a smaller pool.
+                // The server is full: queue again, behind a smaller pool. Or the gate has closed: wait for that.
                 None => drop(seat),
             }
         }
@@ -523,26 +531,34 @@ impl Pool {
         Wait::Long(Box::pin(self.lease_with(None, client, started, deadline, Arc::clone(&dialling))), dialling)
     }
 
-    /// [`Pool::fill`] for as long as the server is one of the database's.
-    async fn fill_unless_retired(
+    /// [`Pool::fill`] for as long as the pool is open: a PAUSE ends a login that is under way, and what was made in the
+    /// very moment is closed. `Ok(None)` then, too.
+    async fn fill_while_open(
         self: &Arc<Self>,
         started: Instant,
         deadline: tokio::time::Instant,
         dialling: &Dialling,
     ) -> Result<Option<Box<Server>>, LeaseError> {
-        tokio::select! {
+        let filled = tokio::select! {
             biased;
-            () = self.gate.retired() => {
+            () = self.gate.closed() => {
                 dialling.note(None);
-                Err(LeaseError::Moved(self.name.clone()))
+                None
             }
-            filled = self.fill(started, deadline, dialling) => filled,
+            filled = self.fill(started, deadline, dialling) => filled?,
+        };
+        match filled {
+            Some(server) if !self.gate.is_open() => {
+                server.see_off(PATIENCE_WITH_THE_LEAVING).await;
+                Ok(None)
+            }
+            filled => Ok(filled),
         }
     }
 
     /// Dials until there is a connection, `deadline` passes, or it makes no sense any more.
     ///
-    /// `Ok(None)`: the server takes no more connections, but this pool has some to queue for.
+    /// `Ok(None)`: the server takes no more connections, but this pool has some to queue for; or the gate is not open.
     async fn fill(
         self: &Arc<Self>,
         started: Instant,
@@ -598,6 +614,10 @@ impl Pool {
             if credential.usable_until.is_some_and(|end| end <= began) {
                 continue;
             }
+            let making = self.note_login();
+            if !self.gate.is_open() {
+                return Ok(None);
+            }
             dialling.note(Some(began));
             let dialled = self.dial(&target, &*source, credential, generation).await;
             dialling.note(None);
@@ -608,6 +628,7 @@ impl Pool {
                 Ok(mut server) => {
                     self.dial_succeeded();
                     lock(&self.servers).insert(server.entry.id, Arc::clone(&server.entry));
+                    drop(making);
                     server.held.extend(held);
                     return Ok(Some(server));
                 }
@@ -631,6 +652,20 @@ impl Pool {
                 }
             }
         }
+    }
+
+    /// Counts a login until what this gives is dropped: by then the connection must have its line, or be none. To be asked
+    /// before a last look at the gate: who closes it then sees the login, or is seen.
+    fn note_login(&self) -> UnderWay<'_> {
+        *lock(&self.logins) += 1;
+        UnderWay(&self.logins)
+    }
+
+    /// Whether nothing leads to the server: no connection, and none that is being made.
+    pub fn is_disconnected(&self) -> bool {
+        // First: a login that is over by now has left its connection.
+        let logins = *lock(&self.logins);
+        logins == 0 && self.connections() == 0 && lock(&self.apart).is_empty()
     }
 
     fn dial_succeeded(&self) {
@@ -963,6 +998,8 @@ impl Pool {
     /// what `min_idle` asks for. With `make_room`, closes one that others need more. To be called about once a second.
     pub fn maintain(&self, now: Instant, make_room: bool) {
         let config = self.config();
+        // What came back in the very moment in which the gate was closed.
+        self.drop_idle_unless_open();
         self.follow_credential();
         self.functions.forget_after(REMEMBERED, now);
         let cut_off = !self.source().is_ready(&self.node.address);
@@ -1023,7 +1060,7 @@ impl Pool {
         while self.connections() < self.config().min_idle && self.gate.is_open() {
             let deadline = Instant::now() + self.config().connect_timeout;
             let Some(seat) = self.free_seat() else { return };
-            match self.fill_unless_retired(Instant::now(), deadline.into(), &Dialling::default()).await {
+            match self.fill_while_open(Instant::now(), deadline.into(), &Dialling::default()).await {
                 Ok(Some(mut server)) => {
                     server.held.push(Box::new(seat));
                     server.entry.set_state(ServerState::Idle);
@@ -1135,6 +1172,17 @@ impl std::fmt::Debug for Wait {
             Self::InLine(line) => line.fmt(f),
             Self::Long(..) => f.write_str("Long"),
         }
+    }
+}
+
+/// A login, counted.
+#[derive(Debug)]
+struct UnderWay<'a>(&'a Mutex<usize>);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let mut count = lock(self.0);
+        *count = count.saturating_sub(1);
     }
 }
 
