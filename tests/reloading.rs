@@ -284,3 +284,47 @@ fn a_connection_of_our_own_that_waits_over_a_reload_is_made_to_the_target_of_now
         assert_eq!(answer.rows[0][0].as_deref(), Some("template1"));
     });
 }
+
+/// Two databases on the shared server, one with so many places, and a user who may have one connection.
+fn limited(places: usize) -> Site {
+    let mut direct = Client::new(shared().port());
+    direct.query("drop role if exists reloading_one; create role reloading_one superuser login");
+    let server = by_name("127.0.0.1");
+    let site = Site::new(&format!(
+        "[databases.small]\n{server}max_server_connections = {places}\n[databases.large]\n{server}\
+         [users.reloading_one]\nmax_server_connections = 1\n"
+    ));
+    site
+}
+
+#[test]
+fn who_waits_for_a_place_of_one_limit_holds_none_of_another() {
+    let site = limited(1);
+    let mut waiter = site.client("reloading_one", "small");
+    assert_eq!(waiter.value("select 1"), "1");
+    let mut holder = site.client("reloading_one", "large");
+    holder.query("begin; select 1");
+    waiter.send(&query("select 'waited'"));
+    site.wait_for_waiting("reloading_one", "small", 1);
+    assert_eq!(site.client("postgres", "small").value("select 'served'"), "served");
+    holder.query("commit");
+    assert_eq!(answer(&mut waiter), "waited");
+}
+
+#[test]
+fn nobody_gives_up_a_connection_for_who_lacks_a_place_of_another_limit() {
+    let site = limited(2);
+    let mut waiter = site.client("reloading_one", "small");
+    assert_eq!(waiter.value("select 1"), "1");
+    let mut holder = site.client("reloading_one", "large");
+    holder.query("begin; select 1");
+    let mut other = site.client("postgres", "small");
+    waiter.send(&query("select 'waited'"));
+    site.wait_for_waiting("reloading_one", "small", 1);
+    let pid = other.value("select pg_backend_pid()");
+    for _ in 0..5 {
+        assert_eq!(other.value("select pg_backend_pid() from pg_sleep(0.06)"), pid);
+    }
+    holder.query("commit");
+    assert_eq!(answer(&mut waiter), "waited");
+}

@@ -100,12 +100,14 @@ impl Pool {
     async fn places_apart(&self) -> HeldPlaces {
         loop {
             let live = self.connections();
-            let leaves_some = self.limits.iter().all(|limit| limit.available_permits() > usize::from(live == 0));
-            if leaves_some && let Some(held) = self.try_places() {
-                return held;
-            }
-            if live > 1 {
-                self.node.wants_room();
+            match self.limits.iter().find(|limit| limit.free() <= usize::from(live == 0)) {
+                None => {
+                    if let Ok(held) = self.try_places(None) {
+                        return held;
+                    }
+                }
+                Some(limit) if live > 1 => limit.wants_room(),
+                Some(_) => {}
             }
             tokio::time::sleep(LOOK_FOR_PLACE).await;
         }

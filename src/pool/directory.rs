@@ -1,5 +1,6 @@
 //! Which pools serve a client: by the database and user it names, made when the first one asks.
 
+use super::limit::Limit;
 use super::poolset::{PoolSet, Wanted};
 use super::{GateState, Node, PoolConfig, PoolName, Totals, lock};
 use crate::credentials::{Keyring, Role, Source, Spec};
@@ -19,7 +20,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 
 /// The name of the database that stands for all that are not named.
 pub const WILDCARD: &str = "*";
@@ -159,7 +159,7 @@ struct DatabaseState {
     disabled: AtomicBool,
     clients: Arc<AtomicUsize>,
     /// Places for connections on each server, where there is a limit. It does not change while the program runs.
-    connections: Mutex<HashMap<Address, Arc<Semaphore>>>,
+    connections: Mutex<HashMap<Address, Arc<Limit>>>,
     /// What happened in pools that were forgotten.
     retired: Mutex<Totals>,
 }
@@ -202,7 +202,7 @@ impl Pauses {
 /// What is kept of a user over all its pools.
 #[derive(Debug, Default)]
 struct UserState {
-    connections: Option<Arc<Semaphore>>,
+    connections: Option<Arc<Limit>>,
     clients: Arc<AtomicUsize>,
 }
 
@@ -508,7 +508,7 @@ impl Directory {
             let mut users = lock(&self.users);
             let state = users.entry(name.user.to_string()).or_default();
             if state.connections.is_none() {
-                state.connections = user.max_connections.map(|limit| Arc::new(Semaphore::new(limit)));
+                state.connections = user.max_connections.map(Limit::new);
             }
             (state.connections.clone(), Arc::clone(&state.clients))
         };
@@ -611,10 +611,9 @@ impl Directory {
     /// Keeps all pools in order. To be called about once a second, with how long the first client of each pool that has
     /// any in its queue has waited.
     pub fn maintain(&self, now: Instant, waits: &HashMap<PoolName, Duration>) {
-        let crowded: Vec<Arc<Node>> = lock(&self.nodes).values().filter(|node| node.is_crowded()).cloned().collect();
         for set in self.sets() {
             let waiting = waits.get(&set.name).copied().unwrap_or_default();
-            set.maintain(now, waiting, &crowded);
+            set.maintain(now, waiting);
         }
         lock(&self.sets).retain(|_, set| {
             let forget = set.unused_for(now).is_some_and(|unused| unused >= FORGET_AFTER);
@@ -635,9 +634,9 @@ fn takes_source(database: &Database, name: &PoolName, purpose: Purpose) -> bool 
 }
 
 impl DatabaseState {
-    fn places(&self, address: &Address, limit: usize) -> Arc<Semaphore> {
+    fn places(&self, address: &Address, limit: usize) -> Arc<Limit> {
         let mut connections = lock(&self.connections);
-        Arc::clone(connections.entry(address.clone()).or_insert_with(|| Arc::new(Semaphore::new(limit))))
+        Arc::clone(connections.entry(address.clone()).or_insert_with(|| Limit::new(limit)))
     }
 }
 

@@ -12,6 +12,7 @@ pub mod directory;
 mod error;
 mod gate;
 mod keepers;
+mod limit;
 mod node;
 mod poolset;
 mod queue;
@@ -39,17 +40,18 @@ use crate::telemetry::Telemetry;
 use backoff::Backoff;
 use deadpool::managed;
 use gate::Gate;
+use limit::Limit;
 use queue::{Need, Place, Queue, Waiting};
 use seat::{Seat, Seats};
 use std::collections::HashMap;
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout_at;
 
 /// A connection that was used this recently was seen alive this recently: no need to ask the kernel again, unless the runtime
@@ -124,7 +126,7 @@ pub struct Pool {
     last_error: Mutex<Option<Arc<DialError>>>,
     welcomes: Mutex<Vec<(StartupSettings, Arc<Welcome>)>>,
     /// Limits of connections that hold over several pools, in the order in which places are taken.
-    limits: Vec<Arc<Semaphore>>,
+    limits: Vec<Arc<Limit>>,
     telemetry: Arc<Telemetry>,
     shrunk: Mutex<Option<Instant>>,
     /// The number of seats it is to have as soon as that is possible.
@@ -314,14 +316,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Pool {
     /// A pool without connections.
     #[allow(clippy::too_many_arguments, reason = "one place of assembly calls it, with one of each part")]
-    pub fn new(
+    fn new(
         name: PoolName,
         node: Arc<Node>,
         target: Target,
         config: PoolConfig,
         source: Arc<dyn Source>,
         defaults: Settings,
-        limits: Vec<Arc<Semaphore>>,
+        limits: Vec<Arc<Limit>>,
         functions: Arc<Functions>,
         telemetry: Arc<Telemetry>,
     ) -> Arc<Self> {
@@ -580,9 +582,9 @@ impl Pool {
                 }
                 backoff::Wait::Refused(error) => return Err(LeaseError::Upstream(error)),
             }
-            let held = match self.try_places() {
-                Some(held) => held,
-                None => match self.wait_for_places(deadline).await {
+            let held = match self.try_places(None) {
+                Ok(held) => held,
+                Err(_) => match self.wait_for_places(deadline).await {
                     Places::Held(held) => held,
                     Places::Enough(live) => {
                         self.shrink(live, "a limit of connections is reached");
@@ -688,26 +690,37 @@ impl Pool {
         error
     }
 
-    /// Places within all limits, if they are to be had right now.
-    fn try_places(&self) -> Option<HeldPlaces> {
+    /// Places within all limits, if they are to be had right now, one of which somebody may have already; or which limit has
+    /// none.
+    fn try_places(&self, mut taken: Option<(usize, OwnedSemaphorePermit)>) -> Result<HeldPlaces, usize> {
         let mut held: HeldPlaces = Vec::with_capacity(self.limits.len() + 1);
-        for limit in &self.limits {
-            held.push(Box::new(Arc::clone(limit).try_acquire_owned().ok()?));
+        for (at, limit) in self.limits.iter().enumerate() {
+            let place = match taken.take_if(|(of, _)| *of == at) {
+                Some((_, place)) => place,
+                None => limit.try_take().ok_or(at)?,
+            };
+            held.push(Box::new(place));
         }
-        Some(held)
+        Ok(held)
     }
 
-    /// Waits for places within all limits, unless there are connections of this pool's own to queue for.
+    /// Waits for places within all limits, unless there are connections of this pool's own to queue for. Whoever waits for one
+    /// of these places holds no other: somebody may need nothing else.
     async fn wait_for_places(&self, deadline: tokio::time::Instant) -> Places {
+        let lacking = AtomicUsize::new(usize::MAX);
         let mut places = pin!(async {
-            let mut held: HeldPlaces = Vec::with_capacity(self.limits.len() + 1);
-            for limit in &self.limits {
-                // Always in the same order. The semaphores are never closed.
-                if let Ok(permit) = Arc::clone(limit).acquire_owned().await {
-                    held.push(Box::new(permit));
+            let mut taken = None;
+            loop {
+                let at = match self.try_places(taken.take()) {
+                    Ok(held) => return held,
+                    Err(at) => at,
+                };
+                lacking.store(at, Ordering::Relaxed);
+                if let Some(limit) = self.limits.get(at) {
+                    limit.wants_room();
+                    taken = limit.take().await.map(|place| (at, place));
                 }
             }
-            held
         });
         loop {
             let live = self.connections();
@@ -715,7 +728,9 @@ impl Pool {
                 return Places::Enough(live);
             }
             // Somebody else's connection is worth less than the first one here.
-            self.node.wants_room();
+            if let Some(limit) = self.limits.get(lacking.load(Ordering::Relaxed)) {
+                limit.wants_room();
+            }
             let look_again = tokio::time::Instant::now() + LOOK_FOR_ROOM;
             match timeout_at(look_again.min(deadline), places.as_mut()).await {
                 Ok(held) => return Places::Held(held),
@@ -728,7 +743,7 @@ impl Pool {
     /// Whether a connection that comes back has to be given up, because another pool has none and no place for one.
     #[inline]
     fn must_make_room(&self) -> bool {
-        !self.limits.is_empty() && self.node.is_crowded()
+        self.limits.iter().any(|limit| limit.is_crowded())
     }
 
     /// One attempt to reach a target of this generation, and a second with another credential where this one is outdated.
@@ -1198,7 +1213,7 @@ impl Drop for Registered {
         if let Some(pool) = self.pool.upgrade() {
             lock(&pool.servers).remove(&self.id);
             lock(&pool.apart).remove(&self.id);
-            pool.node.room_was_made();
+            pool.limits.iter().for_each(|limit| limit.room_was_made());
         }
     }
 }

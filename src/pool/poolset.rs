@@ -1,6 +1,7 @@
 //! The pools of one database and user, one for each server.
 
 use super::directory::Database;
+use super::limit::Limit;
 use super::{
     GateState, Lease, LeaseError, Node, Pool, PoolConfig, PoolName, Record, Routes, Stats, Totals, Wait, Wish, lock,
 };
@@ -14,13 +15,12 @@ use crate::telemetry::Telemetry;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
 
 /// What a set of pools should be like.
 pub(super) struct Wanted {
     pub(super) database: Arc<Database>,
     /// Its servers, and the limits of connections to each that hold over several pools.
-    pub(super) targets: Vec<(Arc<Node>, Target, Vec<Arc<Semaphore>>)>,
+    pub(super) targets: Vec<(Arc<Node>, Target, Vec<Arc<Limit>>)>,
     /// What watches these servers, where there are several, and how it can log in.
     pub(super) monitor: Option<(Arc<Monitor>, Arc<Login>)>,
     pub(super) pool: PoolConfig,
@@ -359,11 +359,10 @@ impl PoolSet {
         self.pools().iter().fold(self.stats.totals(), |sum, pool| sum.plus(&pool.stats.totals()))
     }
 
-    pub(super) fn maintain(&self, now: Instant, waiting: Duration, crowded: &[Arc<Node>]) {
+    pub(super) fn maintain(&self, now: Instant, waiting: Duration) {
         let mut connections = 0;
         for pool in self.pools().iter() {
-            let room = crowded.iter().any(|node| Arc::ptr_eq(node, &pool.node));
-            pool.maintain(now, room && waiting.is_zero());
+            pool.maintain(now, waiting.is_zero() && pool.must_make_room());
             pool.adjust_reserve(waiting);
             connections += pool.connections();
             if pool.config().min_idle > pool.connections() && pool.proven.load(Ordering::Relaxed) {
@@ -395,7 +394,7 @@ impl State {
         let config = &wanted.database.config;
         let dbname: Arc<str> = config.dbname.as_deref().unwrap_or(&name.database).into();
         let functions = wanted.database.functions(&dbname);
-        let pool = |(node, target, limits): &(Arc<Node>, Target, Vec<Arc<Semaphore>>)| {
+        let pool = |(node, target, limits): &(Arc<Node>, Target, Vec<Arc<Limit>>)| {
             if let Some(pool) = old.iter().find(|pool| Arc::ptr_eq(&pool.node, node)) {
                 pool.reconfigure(wanted.pool.clone());
                 pool.retarget(target.clone());
