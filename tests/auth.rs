@@ -369,9 +369,14 @@ fn scram_is_passed_through_where_both_sides_have_the_same_verifier() {
     let file = dir.write("users.txt", &format!("\"by_scram\" \"{stored}\"\n")).display().to_string();
     let url = format!("postgres://127.0.0.1:{}/postgres?sslmode=disable", asking().port());
     let args = [&url, "--auth-method", "scram-sha-256", "--auth-file", &file, "-s", "auth.pass_through=true"];
-    let ambassador = Ambassador::start(&args);
+    let ambassador = Ambassador::start(&[&args[..], &["-s", "console.admin_users=by_scram"]].concat());
     let (_, result) = login(ambassador.port, "by_scram", "postgres", "secret");
-    assert_eq!(result.unwrap().value("select session_user"), "by_scram");
+    let mut client = result.unwrap();
+    assert_eq!(client.value("select session_user"), "by_scram");
+    let mut console = login(ambassador.port, "by_scram", "pgbouncer", "secret").1.unwrap();
+    console.query("RELOAD");
+    console.query("RECONNECT");
+    assert_eq!(client.value("select session_user"), "by_scram", "what it has shown is good for new connections, too");
     assert_eq!(login(ambassador.port, "by_scram", "postgres", "wrong").1.err().unwrap().code(), "28P01");
 }
 

@@ -30,6 +30,7 @@ mod pooling;
 mod prepared_without_a_server;
 mod questions;
 mod reads;
+mod reloading;
 mod route_command;
 mod routing;
 mod seeing;

@@ -7,7 +7,7 @@ use super::show::{self, Cell};
 use crate::client::Context;
 use crate::client::entry::Order;
 use crate::config::Setting;
-use crate::pool::{GateState, Pool, PoolSet, Totals};
+use crate::pool::{GateState, PoolSet, Totals};
 use crate::telemetry::Telemetry;
 use crate::wire::{Report, SqlState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -253,14 +253,14 @@ impl Operator {
     }
 
     async fn pause(&self, database: Option<&str>) -> Result<(), Report> {
-        let sets = self.sets(database)?;
+        self.sets(database)?;
         if !self.context.directory.set_paused(database, true) {
             return Err(error(SqlState::NOT_IN_STATE, "already suspended/paused"));
         }
+        let sets = self.sets(database)?;
         // Until nothing is connected, so that the servers may be stopped. RESUME ends the wait too.
         let connected = |set: &Arc<PoolSet>| {
-            let any = |pool: &Arc<Pool>| pool.connections() > 0 || !pool.servers_apart().is_empty();
-            set.pools().iter().any(|pool| pool.gate() == GateState::Paused && any(pool))
+            set.pools().iter().any(|pool| pool.gate() == GateState::Paused && !pool.is_disconnected())
         };
         while sets.iter().any(connected) {
             sets.iter().for_each(|set| set.pools().iter().for_each(|pool| pool.drop_idle_unless_open()));

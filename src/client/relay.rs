@@ -1334,6 +1334,7 @@ impl Relay {
                 self.unhandled = true;
                 self.client_input(cx)?;
             }
+            Err(LeaseError::Moved(_)) => self.decide_again(),
             Err(error) => match &mut self.router {
                 Some(router) if router.waits_for_replica().is_some() => {
                     tracing::debug!(client = self.listed.entry.id, "no replica for a read: {error}");

@@ -44,7 +44,9 @@ impl OpenError {
                 Verdict::Retry | Verdict::Full => false,
             },
             Self::Lease(LeaseError::Disabled(_) | LeaseError::Closed) => true,
-            Self::Lease(LeaseError::Timeout { .. } | LeaseError::NoPrimary(_) | LeaseError::Ambiguous(_)) => false,
+            Self::Lease(
+                LeaseError::Timeout { .. } | LeaseError::NoPrimary(_) | LeaseError::Ambiguous(_) | LeaseError::Moved(_),
+            ) => false,
             Self::Standby | Self::Broken(_) | Self::Refused(_) | Self::Slow(_) => false,
         }
     }
@@ -151,8 +153,13 @@ impl Answers {
 impl Line {
     /// Makes one to the primary of these pools, and a session on it that is neutral but for its encoding.
     pub(super) async fn open(pools: Arc<PoolSet>, encoding: Arc<str>) -> Result<Self, OpenError> {
-        let pool = pools.find_primary(Instant::now() + FIND_PRIMARY).await?;
-        let dialled = pool.dial_apart([("client_encoding".to_owned(), encoding.to_string())]).await;
+        let (pool, dialled) = loop {
+            let pool = pools.find_primary(Instant::now() + FIND_PRIMARY).await?;
+            match pool.dial_apart([("client_encoding".to_owned(), encoding.to_string())]).await {
+                Err(LeaseError::Moved(_)) => {}
+                dialled => break (pool, dialled),
+            }
+        };
         let mut server = dialled.inspect_err(|error| {
             // It may have failed over: asked again, the pools look for the primary there is now.
             if let LeaseError::Upstream(error) = error

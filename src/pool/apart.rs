@@ -2,7 +2,7 @@
 //! and never lent to a client.
 
 use super::backoff::Wait;
-use super::{GateState, HeldPlaces, LeaseError, Pool, lock};
+use super::{HeldPlaces, LeaseError, PATIENCE_WITH_THE_LEAVING, Pool, lock};
 use crate::server::dial;
 use crate::server::{Server, ServerEntry, ServerState};
 use std::sync::Arc;
@@ -20,51 +20,76 @@ impl Pool {
     /// Dropping the future gives everything back.
     ///
     /// # Errors
-    /// The pool was disabled, there was no place within the limits, or why the attempt failed; a pause before the next one is kept by the pool itself, except
+    /// The pool was disabled or retired, there was no place within the limits, or why the attempt failed; a pause before the next one is kept by the pool itself, except
     /// after [`crate::server::dial::Verdict::Full`].
     pub async fn dial_apart(
         self: &Arc<Self>,
         settings: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Box<Server>, LeaseError> {
-        let mut target = (*self.target()).clone();
-        target.settings.extend(settings);
+        let settings: Vec<_> = settings.into_iter().collect();
         let started = Instant::now();
         let held = tokio::time::timeout(PLACE_TIMEOUT, self.places_apart()).await;
         let held = held.map_err(|_| self.timed_out(started.elapsed()))?;
-        let source = self.source();
-        let (slot, credential) = loop {
-            self.gate.opened().await;
-            if self.gate.state() == GateState::Disabled {
-                return Err(LeaseError::Disabled(self.name.clone()));
-            }
-            let began = Instant::now();
-            let credential = match dial::credential(&target, &*source).await {
-                Ok(credential) => credential,
-                Err(error) => return Err(LeaseError::Upstream(self.dial_failed(began, error))),
+        loop {
+            self.opened().await?;
+            let made = tokio::select! {
+                biased;
+                () = self.gate.closed() => continue,
+                made = self.try_apart(&settings) => made?,
             };
-            let Some(slot) = self.node.dial_slot().await else { return Err(LeaseError::Closed) };
-            let wait = lock(&self.backoff).wait(Instant::now());
-            match wait {
-                Wait::Go if self.gate.is_open() => break (slot, credential),
-                Wait::Go => {}
-                Wait::Until(at) => {
-                    // Not with a slot in hand that others could use.
-                    drop(slot);
-                    tokio::time::sleep_until(at.into()).await;
+            match made {
+                Some(server) if !self.gate.is_open() => server.see_off(PATIENCE_WITH_THE_LEAVING).await,
+                Some(mut server) => {
+                    server.held.extend(held);
+                    return Ok(server);
                 }
-                Wait::Refused(error) => return Err(LeaseError::Upstream(error)),
+                None => {}
             }
-        };
+        }
+    }
+
+    /// One attempt, while the pool is open; none if it has to be begun anew.
+    async fn try_apart(self: &Arc<Self>, settings: &[(String, String)]) -> Result<Option<Box<Server>>, LeaseError> {
+        // Behind the gate, where a change has often come while it was closed. The generation first, as elsewhere.
+        let generation = self.generation.load(Ordering::Acquire);
+        let mut target = (*self.target()).clone();
+        target.settings.extend(settings.iter().cloned());
+        let source = self.source();
         let began = Instant::now();
-        let dialled = self.dial(&target, &*source, credential).await;
+        let credential = match dial::credential(&target, &*source).await {
+            Ok(credential) => credential,
+            Err(error) => return Err(LeaseError::Upstream(self.dial_failed(began, error))),
+        };
+        let Some(slot) = self.node.dial_slot().await else { return Err(LeaseError::Closed) };
+        let wait = lock(&self.backoff).wait(Instant::now());
+        match wait {
+            Wait::Go => {}
+            Wait::Until(at) => {
+                // Not with a slot in hand that others could use.
+                drop(slot);
+                tokio::time::sleep_until(at.into()).await;
+                return Ok(None);
+            }
+            Wait::Refused(error) => return Err(LeaseError::Upstream(error)),
+        }
+        let making = self.note_login();
+        if !self.gate.is_open() {
+            return Ok(None);
+        }
+        let began = Instant::now();
+        let dialled = self.dial(&target, &*source, credential, generation).await;
         drop(slot);
         match dialled {
-            Ok(mut server) => {
+            Ok(server) if self.is_of_before(&server) => {
+                server.see_off(PATIENCE_WITH_THE_LEAVING).await;
+                Ok(None)
+            }
+            Ok(server) => {
                 self.dial_succeeded();
                 server.entry.set_state(ServerState::Listening);
                 lock(&self.apart).insert(server.entry.id, Arc::clone(&server.entry));
-                server.held.extend(held);
-                Ok(server)
+                drop(making);
+                Ok(Some(server))
             }
             Err(error) => Err(LeaseError::Upstream(self.dial_failed(began, error))),
         }
@@ -75,12 +100,14 @@ impl Pool {
     async fn places_apart(&self) -> HeldPlaces {
         loop {
             let live = self.connections();
-            let leaves_some = self.limits.iter().all(|limit| limit.available_permits() > usize::from(live == 0));
-            if leaves_some && let Some(held) = self.try_places() {
-                return held;
-            }
-            if live > 1 {
-                self.node.wants_room();
+            match self.limits.iter().find(|limit| limit.free() <= usize::from(live == 0)) {
+                None => {
+                    if let Ok(held) = self.try_places(None) {
+                        return held;
+                    }
+                }
+                Some(limit) if live > 1 => limit.wants_room(),
+                Some(_) => {}
             }
             tokio::time::sleep(LOOK_FOR_PLACE).await;
         }
@@ -91,7 +118,8 @@ impl Pool {
         lock(&self.apart).values().cloned().collect()
     }
 
-    /// Waits until a connection of this generation should be closed, and says why: RECONNECT, a changed target, PAUSE, KILL or DISABLE.
+    /// Waits until a connection of this generation should be closed, and says why: RECONNECT, a changed target or server, PAUSE, KILL or
+    /// DISABLE.
     pub async fn outdated(&self, generation: u64) -> &'static str {
         loop {
             let changed = self.gate.changed();

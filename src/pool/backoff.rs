@@ -45,6 +45,16 @@ impl Backoff {
         }
     }
 
+    /// Whether to try now, for one who does so at once. After a refused credential it is one at a time: the others hear no,
+    /// until it is known what became of that attempt, or it was given up.
+    pub(super) fn begin(&mut self, now: Instant) -> Wait {
+        let wait = self.wait(now);
+        if matches!(wait, Wait::Go) && self.refused.is_some() {
+            self.until = Some(now + REFUSED.0);
+        }
+        wait
+    }
+
     /// An attempt that began at `began` failed.
     pub(super) fn failed(&mut self, began: Instant, now: Instant) {
         // Attempts made side by side fail for one reason: they are one failure.
@@ -110,11 +120,32 @@ mod tests {
     }
 
     #[test]
+    fn i17_a_refused_credential_is_tried_at_most_five_times_a_minute_however_many_want_it() {
+        let (start, error) = (Instant::now(), Arc::new(refusal()));
+        let (mut now, mut attempts) = (start, 0);
+        let mut backoff = Backoff::default();
+        while now < start + Duration::from_secs(60) {
+            // As many as may dial at once.
+            let begun = (0..4).filter(|_| matches!(backoff.begin(now), Wait::Go)).count();
+            attempts += begun;
+            now += Duration::from_millis(10);
+            (0..begun).for_each(|_| backoff.refused(now, Arc::clone(&error)));
+        }
+        assert_eq!(attempts, 5);
+        backoff.succeeded();
+        assert!((0..4).all(|_| matches!(backoff.begin(now), Wait::Go)));
+    }
+
+    fn refusal() -> DialError {
+        DialError::Proof { address: Address::new("h", 1), user: "u".into(), why: "x".into() }
+    }
+
+    #[test]
     fn i17_a_refused_credential_is_tried_at_most_five_times_a_minute() {
         let mut now = Instant::now();
         let end = now + Duration::from_secs(60);
         let mut backoff = Backoff::default();
-        let error = Arc::new(DialError::Proof { address: Address::new("h", 1), user: "u".into(), why: "x".into() });
+        let error = Arc::new(refusal());
         let mut attempts = 0;
         while now < end {
             if matches!(backoff.wait(now), Wait::Go) {

@@ -1,5 +1,6 @@
 //! Which pools serve a client: by the database and user it names, made when the first one asks.
 
+use super::limit::Limit;
 use super::poolset::{PoolSet, Wanted};
 use super::{GateState, Node, PoolConfig, PoolName, Totals, lock};
 use crate::credentials::{Keyring, Role, Source, Spec};
@@ -19,7 +20,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 
 /// The name of the database that stands for all that are not named.
 pub const WILDCARD: &str = "*";
@@ -159,7 +159,7 @@ struct DatabaseState {
     disabled: AtomicBool,
     clients: Arc<AtomicUsize>,
     /// Places for connections on each server, where there is a limit. It does not change while the program runs.
-    connections: Mutex<HashMap<Address, Arc<Semaphore>>>,
+    connections: Mutex<HashMap<Address, Arc<Limit>>>,
     /// What happened in pools that were forgotten.
     retired: Mutex<Totals>,
 }
@@ -171,6 +171,8 @@ pub struct Directory {
     config: RwLock<Arc<Known>>,
     sets: Mutex<HashMap<(PoolName, Purpose), Arc<PoolSet>, RandomState>>,
     pauses: Mutex<Pauses>,
+    /// Held while pools are made or changed, so that what is made of an older configuration never comes behind a newer one.
+    changes: Mutex<()>,
     users: Mutex<HashMap<String, UserState>>,
     nodes: Mutex<HashMap<Address, Arc<Node>>>,
     /// One for each list of servers that a database has, as long as somebody uses it: thousands of pools must not mean
@@ -190,10 +192,17 @@ struct Pauses {
     databases: HashSet<String>,
 }
 
+impl Pauses {
+    /// What it says of a database.
+    fn gate(&self, database: &str) -> GateState {
+        if self.all || self.databases.contains(database) { GateState::Paused } else { GateState::Open }
+    }
+}
+
 /// What is kept of a user over all its pools.
 #[derive(Debug, Default)]
 struct UserState {
-    connections: Option<Arc<Semaphore>>,
+    connections: Option<Arc<Limit>>,
     clients: Arc<AtomicUsize>,
 }
 
@@ -251,6 +260,7 @@ impl Directory {
             config: RwLock::default(),
             sets: Mutex::default(),
             pauses: Mutex::default(),
+            changes: Mutex::default(),
             users: Mutex::default(),
             nodes: Mutex::default(),
             monitors: Mutex::default(),
@@ -268,20 +278,23 @@ impl Directory {
     /// As [`Directory::new`]; nothing is changed then.
     pub fn reload(&self, config: &DirectoryConfig) -> Result<(), (String, TlsError)> {
         let known = self.known(config)?;
+        let _changes = lock(&self.changes);
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(known);
         self.relabel();
         let sets: Vec<_> = lock(&self.sets).iter().map(|((_, purpose), set)| (*purpose, Arc::clone(set))).collect();
         for (purpose, set) in sets {
             match self.database(&set.name.database) {
                 Ok(database) => {
-                    let source = (purpose != Purpose::Clients).then(|| set.source()).flatten();
-                    set.adopt(self.wanted(&set.name, database, source, None));
-                    self.hold(&set);
+                    let source = set.given().filter(|_| takes_source(&database, &set.name, purpose));
+                    let wanted = self.wanted(&set.name, database, source, None);
+                    let pauses = lock(&self.pauses);
+                    set.adopt(wanted, pauses.gate(&set.name.database));
                 }
-                // Clients that are there stay; nobody new finds it.
-                Err(NoSuchDatabase) => drop(lock(&self.sets).remove(&(set.name.clone(), purpose))),
+                // Clients that are there stay as they are, within reach of RESUME and KILL; nobody new finds it.
+                Err(NoSuchDatabase) => {}
             }
         }
+        self.forget_removed();
         let logins = config.databases.iter().flat_map(|database| database.logins.values().chain([&database.login]));
         let wanted: Vec<&Spec> = logins.collect();
         self.keyring.retain(&wanted);
@@ -384,7 +397,8 @@ impl Directory {
         known.databases.get(name).or_else(|| known.databases.get(WILDCARD)).cloned().ok_or(NoSuchDatabase)
     }
 
-    /// The pools for a client or for a purpose of ours, with a source of its own for what they log in with.
+    /// The pools for a client or for a purpose of ours, with a source of its own for what they log in with. Pools for clients
+    /// that were made without one take it over: whoever came first may have had nothing to show.
     pub fn pools(
         &self,
         database: &str,
@@ -393,26 +407,43 @@ impl Directory {
         source: Option<Arc<dyn Source>>,
     ) -> Result<Arc<PoolSet>, NoSuchDatabase> {
         let name = PoolName { database: database.into(), user: user.into() };
-        if let Some(set) = lock(&self.sets).get(&(name.clone(), purpose)) {
-            return Ok(Arc::clone(set));
+        // First: pools may be there still for those who came while it was.
+        self.database(database)?;
+        let key = (name, purpose);
+        let find = || lock(&self.sets).get(&key).cloned();
+        // What we use ourselves keeps what it was made with.
+        let lacks = |set: &PoolSet, source: &Arc<dyn Source>| {
+            purpose == Purpose::Clients && !set.given().is_some_and(|given| Arc::ptr_eq(&given, source))
+        };
+        if let Some(set) = find()
+            && !source.as_ref().is_some_and(|source| lacks(&set, source))
+        {
+            return Ok(set);
         }
-        let made = PoolSet::new(name.clone(), self.wanted(&name, self.database(database)?, source, None));
-        let set = Arc::clone(lock(&self.sets).entry((name, purpose)).or_insert(made));
-        // Only now that a PAUSE finds it: one that came before must hold it all the same.
-        self.hold(&set);
+        let changes = lock(&self.changes);
+        let database = self.database(database)?;
+        let source = source.filter(|_| takes_source(&database, &key.0, purpose));
+        if let Some(set) = find() {
+            if source.as_ref().is_some_and(|source| lacks(&set, source)) {
+                let wanted = self.wanted(&key.0, database, source, None);
+                let pauses = lock(&self.pauses);
+                set.adopt(wanted, pauses.gate(&key.0.database));
+            }
+            return Ok(set);
+        }
+        let set = PoolSet::new(key.0.clone(), self.wanted(&key.0, database, source, None));
+        // A PAUSE that came before holds it before anybody finds it, and one that comes later finds it.
+        let pauses = lock(&self.pauses);
+        set.set_gate(pauses.gate(&key.0.database));
+        lock(&self.sets).insert(key, Arc::clone(&set));
+        drop(pauses);
+        drop(changes);
         Ok(set)
-    }
-
-    fn hold(&self, set: &PoolSet) {
-        if self.is_paused(&set.name.database) {
-            set.set_gate(GateState::Paused);
-        }
     }
 
     /// Whether a database is paused, by the name that clients write.
     pub fn is_paused(&self, database: &str) -> bool {
-        let pauses = lock(&self.pauses);
-        pauses.all || pauses.databases.contains(database)
+        lock(&self.pauses).gate(database) == GateState::Paused
     }
 
     /// Whether anything is paused.
@@ -421,7 +452,8 @@ impl Directory {
         pauses.all || !pauses.databases.is_empty()
     }
 
-    /// PAUSE and RESUME of a database, by the name that clients write, or of all. False if it was so already.
+    /// PAUSE and RESUME of a database, by the name that clients write, or of all. False if it was so already. What all are
+    /// paused for the RESUME of one does not open.
     pub fn set_paused(&self, database: Option<&str>, paused: bool) -> bool {
         let mut pauses = lock(&self.pauses);
         let changed = match (database, paused) {
@@ -430,11 +462,9 @@ impl Directory {
             (Some(name), true) => !pauses.all && pauses.databases.insert(name.to_owned()),
             (Some(name), false) => pauses.databases.remove(name),
         };
-        drop(pauses);
         if changed {
-            let state = if paused { GateState::Paused } else { GateState::Open };
-            let concerns = |set: &Arc<PoolSet>| database.is_none_or(|name| *set.name.database == *name);
-            self.sets().iter().filter(|set| concerns(set)).for_each(|set| set.set_gate(state));
+            // Still under the lock: of two who come together the last to be noted must be the last to be heard.
+            self.sets().iter().for_each(|set| set.set_gate(pauses.gate(&set.name.database)));
         }
         changed
     }
@@ -444,6 +474,11 @@ impl Directory {
         let name = PoolName { database: database.into(), user: user.into() };
         let wanted = self.wanted(&name, self.database(database)?, None, Some(asked));
         Ok(PoolSet::new(name, wanted))
+    }
+
+    /// Forgets the pools of databases that are no more, as soon as nobody has them.
+    fn forget_removed(&self) {
+        lock(&self.sets).retain(|_, set| Arc::strong_count(set) > 1 || self.database(&set.name.database).is_ok());
     }
 
     /// What the pools of this name should be like.
@@ -473,7 +508,7 @@ impl Directory {
             let mut users = lock(&self.users);
             let state = users.entry(name.user.to_string()).or_default();
             if state.connections.is_none() {
-                state.connections = user.max_connections.map(|limit| Arc::new(Semaphore::new(limit)));
+                state.connections = user.max_connections.map(Limit::new);
             }
             (state.connections.clone(), Arc::clone(&state.clients))
         };
@@ -569,10 +604,9 @@ impl Directory {
     /// Keeps all pools in order. To be called about once a second, with how long the first client of each pool that has
     /// any in its queue has waited.
     pub fn maintain(&self, now: Instant, waits: &HashMap<PoolName, Duration>) {
-        let crowded: Vec<Arc<Node>> = lock(&self.nodes).values().filter(|node| node.is_crowded()).cloned().collect();
         for set in self.sets() {
             let waiting = waits.get(&set.name).copied().unwrap_or_default();
-            set.maintain(now, waiting, &crowded);
+            set.maintain(now, waiting);
         }
         lock(&self.sets).retain(|_, set| {
             let forget = set.unused_for(now).is_some_and(|unused| unused >= FORGET_AFTER);
@@ -583,13 +617,19 @@ impl Directory {
             }
             !forget
         });
+        self.forget_removed();
     }
 }
 
+/// Whether pools may log in with something that was given to them.
+fn takes_source(database: &Database, name: &PoolName, purpose: Purpose) -> bool {
+    purpose != Purpose::Clients || database.passes_through(&name.user)
+}
+
 impl DatabaseState {
-    fn places(&self, address: &Address, limit: usize) -> Arc<Semaphore> {
+    fn places(&self, address: &Address, limit: usize) -> Arc<Limit> {
         let mut connections = lock(&self.connections);
-        Arc::clone(connections.entry(address.clone()).or_insert_with(|| Arc::new(Semaphore::new(limit))))
+        Arc::clone(connections.entry(address.clone()).or_insert_with(|| Limit::new(limit)))
     }
 }
 

@@ -41,6 +41,9 @@ pub enum LeaseError {
     /// Several servers claim to be the primary, and nothing says which of them is right.
     #[error("no unambiguous primary among the servers of {0}")]
     Ambiguous(PoolName),
+    /// The pool is used no more: whoever waited looks for the one that is used now.
+    #[error("the servers of {0} have changed")]
+    Moved(PoolName),
     /// The program is about to end.
     #[error("the pooler is shutting down")]
     Closed,
@@ -91,7 +94,7 @@ impl LeaseError {
                     "upstream rejected the pooler's credentials",
                 )
                 .detail(format!("the server's SQLSTATE was {}", report.code))
-                .hint("See the pooler's log; the next attempt is made after a pause, or when the credential changes."),
+                .hint("See the pooler's log; the next attempt is made after a pause of at most a minute, or at a RELOAD."),
                 _ => Report::ours(SqlState::CANNOT_CONNECT, error).hint("See the pooler's log."),
             },
             Self::Disabled(pool) => {
@@ -104,6 +107,10 @@ impl LeaseError {
             Self::Ambiguous(pool) => Report::ours(SqlState::READ_ONLY_TRANSACTION, "no unambiguous primary")
                 .detail(format!("pool={pool}"))
                 .hint("Several servers take writes. Stop or demote all but the right one; SHOW NODES on the console says which they are."),
+            // Nobody should hear of it.
+            Self::Moved(pool) => Report::ours(SqlState::CANNOT_CONNECT_NOW, "the servers have changed")
+                .detail(format!("pool={pool}"))
+                .hint("Try again."),
             Self::Closed => Report::ours(SqlState::ADMIN_SHUTDOWN, "the pooler is shutting down"),
         }
     }

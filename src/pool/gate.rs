@@ -1,4 +1,4 @@
-//! Whether a pool hands out connections: PAUSE and RESUME, DISABLE and ENABLE.
+//! Whether a pool hands out connections: PAUSE and RESUME, DISABLE and ENABLE, and its end.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use tokio::sync::Notify;
@@ -13,6 +13,8 @@ pub enum GateState {
     Paused = 1,
     /// Clients are refused.
     Disabled = 2,
+    /// Its server is none of the database's any more: clients look for another pool. This is for good.
+    Retired = 3,
 }
 
 #[derive(Debug, Default)]
@@ -31,12 +33,15 @@ impl Gate {
         match self.state.load(Ordering::Acquire) {
             0 => GateState::Open,
             1 => GateState::Paused,
-            _ => GateState::Disabled,
+            2 => GateState::Disabled,
+            _ => GateState::Retired,
         }
     }
 
     pub(super) fn set(&self, state: GateState) {
-        self.state.store(state as u8, Ordering::Release);
+        // Whoever still knew the pool when it was retired must not open it.
+        let set = |old| (old != GateState::Retired as u8).then_some(state as u8);
+        let _ = self.state.fetch_update(Ordering::Release, Ordering::Relaxed, set);
         self.changed.notify_waiters();
     }
 
@@ -48,6 +53,17 @@ impl Gate {
     /// Waits until something has changed since now.
     pub(super) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
+    }
+
+    /// Waits until the gate is not open.
+    pub(super) async fn closed(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if !self.is_open() {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Waits while the gate is paused. Those who waited go on in the order in which they came.

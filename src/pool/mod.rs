@@ -12,6 +12,7 @@ pub mod directory;
 mod error;
 mod gate;
 mod keepers;
+mod limit;
 mod node;
 mod poolset;
 mod queue;
@@ -39,17 +40,18 @@ use crate::telemetry::Telemetry;
 use backoff::Backoff;
 use deadpool::managed;
 use gate::Gate;
+use limit::Limit;
 use queue::{Need, Place, Queue, Waiting};
 use seat::{Seat, Seats};
 use std::collections::HashMap;
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout_at;
 
 /// A connection that was used this recently was seen alive this recently: no need to ask the kernel again, unless the runtime
@@ -118,11 +120,13 @@ pub struct Pool {
     servers: Mutex<HashMap<u64, Arc<ServerEntry>>>,
     /// Connections of our own, which no client can have ([`Pool::dial_apart`]).
     apart: Mutex<HashMap<u64, Arc<ServerEntry>>>,
+    /// How many are being made.
+    logins: Mutex<usize>,
     /// Why the last attempt to connect failed, until one succeeds.
     last_error: Mutex<Option<Arc<DialError>>>,
     welcomes: Mutex<Vec<(StartupSettings, Arc<Welcome>)>>,
     /// Limits of connections that hold over several pools, in the order in which places are taken.
-    limits: Vec<Arc<Semaphore>>,
+    limits: Vec<Arc<Limit>>,
     telemetry: Arc<Telemetry>,
     shrunk: Mutex<Option<Instant>>,
     /// The number of seats it is to have as soon as that is possible.
@@ -249,7 +253,9 @@ impl Lease {
     #[inline]
     fn put_back(self) {
         let pool = &self.pool;
-        if pool.is_outdated(&self.server, self.server.idle_since)
+        // Behind a closed gate nobody would look at it again.
+        if !pool.gate.is_open()
+            || pool.is_outdated(&self.server, self.server.idle_since)
             || pool.must_make_room()
             || pool.has_too_many()
             || self.server.entry.may_be_canceled()
@@ -311,14 +317,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Pool {
     /// A pool without connections.
     #[allow(clippy::too_many_arguments, reason = "one place of assembly calls it, with one of each part")]
-    pub fn new(
+    fn new(
         name: PoolName,
         node: Arc<Node>,
         target: Target,
         config: PoolConfig,
         source: Arc<dyn Source>,
         defaults: Settings,
-        limits: Vec<Arc<Semaphore>>,
+        limits: Vec<Arc<Limit>>,
         functions: Arc<Functions>,
         telemetry: Arc<Telemetry>,
     ) -> Arc<Self> {
@@ -341,6 +347,7 @@ impl Pool {
             backoff: Mutex::default(),
             servers: Mutex::default(),
             apart: Mutex::default(),
+            logins: Mutex::default(),
             last_error: Mutex::default(),
             welcomes: Mutex::default(),
             limits,
@@ -389,8 +396,13 @@ impl Pool {
         Some(server)
     }
 
-    fn is_outdated(&self, server: &Server, now: Instant) -> bool {
+    /// Whether it was made before the last RECONNECT or change of the target.
+    fn is_of_before(&self, server: &Server) -> bool {
         server.generation != self.generation.load(Ordering::Relaxed)
+    }
+
+    fn is_outdated(&self, server: &Server, now: Instant) -> bool {
+        self.is_of_before(server)
             // While there is nothing to log in with, the connections that are there are all there will be (faults.md F17).
             || (server.retire_at.is_some_and(|at| at <= now) && self.source().is_ready(&self.node.address))
     }
@@ -423,10 +435,7 @@ impl Pool {
             if !self.gate.is_open() {
                 // What is idle is closed while a pool is paused.
                 place = None;
-                self.gate.opened().await;
-                if self.gate.state() == GateState::Disabled {
-                    return Err(LeaseError::Disabled(self.name.clone()));
-                }
+                self.opened().await?;
             }
             if place.is_none()
                 && self.keepers.are_there()
@@ -453,9 +462,10 @@ impl Pool {
                     None => continue,
                 },
                 Place::Seat(seat) => seat,
+                Place::None => return Err(LeaseError::Moved(self.name.clone())),
             };
             // Boxed: the rare case must not make the common one large.
-            match Box::pin(self.fill(started, deadline.into(), &dialling)).await? {
+            match Box::pin(self.fill_while_open(started, deadline.into(), &dialling)).await? {
                 Some(mut server) => {
                     server.held.push(Box::new(seat));
                     self.stats.count_assignment();
@@ -463,9 +473,19 @@ impl Pool {
                     server.entry.set_client(client, Instant::now());
                     return Ok(Lease { server, pool: self });
                 }
-                // The server is full: queue again, behind a smaller pool.
+                // The server is full: queue again, behind a smaller pool. Or the gate has closed: wait for that.
                 None => drop(seat),
             }
+        }
+    }
+
+    /// Waits until the pool is not paused.
+    async fn opened(&self) -> Result<(), LeaseError> {
+        self.gate.opened().await;
+        match self.gate.state() {
+            GateState::Open | GateState::Paused => Ok(()),
+            GateState::Disabled => Err(LeaseError::Disabled(self.name.clone())),
+            GateState::Retired => Err(LeaseError::Moved(self.name.clone())),
         }
     }
 
@@ -514,9 +534,34 @@ impl Pool {
         Wait::Long(Box::pin(self.lease_with(None, client, started, deadline, Arc::clone(&dialling))), dialling)
     }
 
+    /// [`Pool::fill`] for as long as the pool is open: a PAUSE ends a login that is under way, and what was made in the
+    /// very moment is closed. `Ok(None)` then, too.
+    async fn fill_while_open(
+        self: &Arc<Self>,
+        started: Instant,
+        deadline: tokio::time::Instant,
+        dialling: &Dialling,
+    ) -> Result<Option<Box<Server>>, LeaseError> {
+        let filled = tokio::select! {
+            biased;
+            () = self.gate.closed() => {
+                dialling.note(None);
+                None
+            }
+            filled = self.fill(started, deadline, dialling) => filled?,
+        };
+        match filled {
+            Some(server) if !self.gate.is_open() => {
+                server.see_off(PATIENCE_WITH_THE_LEAVING).await;
+                Ok(None)
+            }
+            filled => Ok(filled),
+        }
+    }
+
     /// Dials until there is a connection, `deadline` passes, or it makes no sense any more.
     ///
-    /// `Ok(None)`: the server takes no more connections, but this pool has some to queue for.
+    /// `Ok(None)`: the server takes no more connections, but this pool has some to queue for; or the gate is not open.
     async fn fill(
         self: &Arc<Self>,
         started: Instant,
@@ -538,9 +583,9 @@ impl Pool {
                 }
                 backoff::Wait::Refused(error) => return Err(LeaseError::Upstream(error)),
             }
-            let held = match self.try_places() {
-                Some(held) => held,
-                None => match self.wait_for_places(deadline).await {
+            let held = match self.try_places(None) {
+                Ok(held) => held,
+                Err(_) => match self.wait_for_places(deadline).await {
                     Places::Held(held) => held,
                     Places::Enough(live) => {
                         self.shrink(live, "a limit of connections is reached");
@@ -549,6 +594,8 @@ impl Pool {
                     Places::None => return Err(timeout()),
                 },
             };
+            // Read before the target: a connection to a target of before is known by it.
+            let generation = self.generation.load(Ordering::Acquire);
             // Before there is a slot: whoever waits for a credential must not keep those from dialling who have one.
             let (target, source, began) = (self.target(), self.source(), Instant::now());
             let credential = match timeout_at(deadline, dial::credential(&target, &*source)).await {
@@ -563,21 +610,28 @@ impl Pool {
                 return Err(timeout());
             };
             // Whoever was before us at this may have found out that it is no use.
-            if !matches!(lock(&self.backoff).wait(Instant::now()), backoff::Wait::Go) {
+            if !matches!(lock(&self.backoff).begin(Instant::now()), backoff::Wait::Go) {
                 continue;
             }
             let began = Instant::now();
             if credential.usable_until.is_some_and(|end| end <= began) {
                 continue;
             }
+            let making = self.note_login();
+            if !self.gate.is_open() {
+                return Ok(None);
+            }
             dialling.note(Some(began));
-            let dialled = self.dial(&target, &*source, credential).await;
+            let dialled = self.dial(&target, &*source, credential, generation).await;
             dialling.note(None);
             drop(slot);
             match dialled {
+                // It may lead to where nobody wants to go any more.
+                Ok(server) if self.is_of_before(&server) => server.see_off(PATIENCE_WITH_THE_LEAVING).await,
                 Ok(mut server) => {
                     self.dial_succeeded();
                     lock(&self.servers).insert(server.entry.id, Arc::clone(&server.entry));
+                    drop(making);
                     server.held.extend(held);
                     return Ok(Some(server));
                 }
@@ -603,6 +657,20 @@ impl Pool {
         }
     }
 
+    /// Counts a login until what this gives is dropped: by then the connection must have its line, or be none. To be asked
+    /// before a last look at the gate: who closes it then sees the login, or is seen.
+    fn note_login(&self) -> UnderWay<'_> {
+        *lock(&self.logins) += 1;
+        UnderWay(&self.logins)
+    }
+
+    /// Whether nothing leads to the server: no connection, and none that is being made.
+    pub fn is_disconnected(&self) -> bool {
+        // First: a login that is over by now has left its connection.
+        let logins = *lock(&self.logins);
+        logins == 0 && self.connections() == 0 && lock(&self.apart).is_empty()
+    }
+
     fn dial_succeeded(&self) {
         lock(&self.backoff).succeeded();
         *lock(&self.last_error) = None;
@@ -623,26 +691,37 @@ impl Pool {
         error
     }
 
-    /// Places within all limits, if they are to be had right now.
-    fn try_places(&self) -> Option<HeldPlaces> {
+    /// Places within all limits, if they are to be had right now, one of which somebody may have already; or which limit has
+    /// none.
+    fn try_places(&self, mut taken: Option<(usize, OwnedSemaphorePermit)>) -> Result<HeldPlaces, usize> {
         let mut held: HeldPlaces = Vec::with_capacity(self.limits.len() + 1);
-        for limit in &self.limits {
-            held.push(Box::new(Arc::clone(limit).try_acquire_owned().ok()?));
+        for (at, limit) in self.limits.iter().enumerate() {
+            let place = match taken.take_if(|(of, _)| *of == at) {
+                Some((_, place)) => place,
+                None => limit.try_take().ok_or(at)?,
+            };
+            held.push(Box::new(place));
         }
-        Some(held)
+        Ok(held)
     }
 
-    /// Waits for places within all limits, unless there are connections of this pool's own to queue for.
+    /// Waits for places within all limits, unless there are connections of this pool's own to queue for. Whoever waits for one
+    /// of these places holds no other: somebody may need nothing else.
     async fn wait_for_places(&self, deadline: tokio::time::Instant) -> Places {
+        let lacking = AtomicUsize::new(usize::MAX);
         let mut places = pin!(async {
-            let mut held: HeldPlaces = Vec::with_capacity(self.limits.len() + 1);
-            for limit in &self.limits {
-                // Always in the same order. The semaphores are never closed.
-                if let Ok(permit) = Arc::clone(limit).acquire_owned().await {
-                    held.push(Box::new(permit));
+            let mut taken = None;
+            loop {
+                let at = match self.try_places(taken.take()) {
+                    Ok(held) => return held,
+                    Err(at) => at,
+                };
+                lacking.store(at, Ordering::Relaxed);
+                if let Some(limit) = self.limits.get(at) {
+                    limit.wants_room();
+                    taken = limit.take().await.map(|place| (at, place));
                 }
             }
-            held
         });
         loop {
             let live = self.connections();
@@ -650,7 +729,9 @@ impl Pool {
                 return Places::Enough(live);
             }
             // Somebody else's connection is worth less than the first one here.
-            self.node.wants_room();
+            if let Some(limit) = self.limits.get(lacking.load(Ordering::Relaxed)) {
+                limit.wants_room();
+            }
             let look_again = tokio::time::Instant::now() + LOOK_FOR_ROOM;
             match timeout_at(look_again.min(deadline), places.as_mut()).await {
                 Ok(held) => return Places::Held(held),
@@ -663,18 +744,18 @@ impl Pool {
     /// Whether a connection that comes back has to be given up, because another pool has none and no place for one.
     #[inline]
     fn must_make_room(&self) -> bool {
-        !self.limits.is_empty() && self.node.is_crowded()
+        self.limits.iter().any(|limit| limit.is_crowded())
     }
 
-    /// One attempt, and a second with another credential where this one is outdated.
+    /// One attempt to reach a target of this generation, and a second with another credential where this one is outdated.
     async fn dial(
         self: &Arc<Self>,
         target: &Target,
         source: &dyn Source,
         credential: Credential,
+        generation: u64,
     ) -> Result<Box<Server>, DialError> {
         let config = self.config();
-        let generation = self.generation.load(Ordering::Relaxed);
         let started = Instant::now();
         let mut server = dial::log_in(target, credential, source, &self.defaults, config.connect_timeout).await?;
         let address = target.address.to_string();
@@ -871,7 +952,8 @@ impl Pool {
 
     /// Every connection of now ends as soon as it is free.
     pub fn reconnect(&self) {
-        self.generation.fetch_add(1, Ordering::Relaxed);
+        // Whoever reads this one finds the target that it came with.
+        self.generation.fetch_add(1, Ordering::Release);
         lock(&self.backoff).reconnected_at = Some(Instant::now());
         lock(&self.welcomes).clear();
         self.gate.nudge();
@@ -885,6 +967,15 @@ impl Pool {
             self.keepers.ask_all();
         }
         self.drop_idle_unless_open();
+    }
+
+    /// The database has this server no more: idle connections end now and others when they are free, and whoever waits is
+    /// told to look for another pool.
+    pub(super) fn set_retired(&self) {
+        self.gate.set(GateState::Retired);
+        self.queue.close();
+        self.keepers.ask_all();
+        self.reconnect();
     }
 
     /// Closes what came back while the pool is not open.
@@ -923,6 +1014,8 @@ impl Pool {
     /// what `min_idle` asks for. With `make_room`, closes one that others need more. To be called about once a second.
     pub fn maintain(&self, now: Instant, make_room: bool) {
         let config = self.config();
+        // What came back in the very moment in which the gate was closed.
+        self.drop_idle_unless_open();
         self.follow_credential();
         self.functions.forget_after(REMEMBERED, now);
         let cut_off = !self.source().is_ready(&self.node.address);
@@ -983,7 +1076,7 @@ impl Pool {
         while self.connections() < self.config().min_idle && self.gate.is_open() {
             let deadline = Instant::now() + self.config().connect_timeout;
             let Some(seat) = self.free_seat() else { return };
-            match self.fill(Instant::now(), deadline.into(), &Dialling::default()).await {
+            match self.fill_while_open(Instant::now(), deadline.into(), &Dialling::default()).await {
                 Ok(Some(mut server)) => {
                     server.held.push(Box::new(seat));
                     server.entry.set_state(ServerState::Idle);
@@ -1065,7 +1158,7 @@ impl Wait {
                     Some(server) => return Poll::Ready(Ok(Lease { server, pool: Arc::clone(pool) })),
                     None => None,
                 },
-                other @ (Place::Server(_) | Place::Seat(_)) => Some(other),
+                other @ (Place::Server(_) | Place::Seat(_) | Place::None) => Some(other),
             };
             let dialling = Arc::default();
             let lease = Arc::clone(pool).lease_with(place, *client, *started, *deadline, Arc::clone(&dialling));
@@ -1098,6 +1191,17 @@ impl std::fmt::Debug for Wait {
     }
 }
 
+/// A login, counted.
+#[derive(Debug)]
+struct UnderWay<'a>(&'a Mutex<usize>);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let mut count = lock(self.0);
+        *count = count.saturating_sub(1);
+    }
+}
+
 /// A connection's line in its pool's list.
 #[derive(Debug)]
 struct Registered {
@@ -1110,7 +1214,7 @@ impl Drop for Registered {
         if let Some(pool) = self.pool.upgrade() {
             lock(&pool.servers).remove(&self.id);
             lock(&pool.apart).remove(&self.id);
-            pool.node.room_was_made();
+            pool.limits.iter().for_each(|limit| limit.room_was_made());
         }
     }
 }

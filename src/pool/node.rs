@@ -4,7 +4,6 @@ use crate::monitor::Meter;
 use crate::net::Address;
 use crate::routing::NodeId;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// One server.
@@ -17,32 +16,17 @@ pub struct Node {
     /// What it has to do.
     pub meter: Arc<Meter>,
     dials: Semaphore,
-    /// Some pool cannot connect because all places are taken: others shall give up what they do not use.
-    crowded: AtomicBool,
 }
 
 impl Node {
     /// A server where so many logins may run at the same time.
     pub fn new(id: NodeId, address: Address, dials: usize) -> Arc<Self> {
         let dials = Semaphore::new(dials.max(1));
-        Arc::new(Self { id, address, meter: Arc::default(), dials, crowded: AtomicBool::new(false) })
+        Arc::new(Self { id, address, meter: Arc::default(), dials })
     }
 
     /// A place among the logins that run at the same time.
     pub(super) async fn dial_slot(&self) -> Option<SemaphorePermit<'_>> {
         self.dials.acquire().await.ok()
-    }
-
-    pub(super) fn wants_room(&self) {
-        self.crowded.store(true, Ordering::Relaxed);
-    }
-
-    pub(super) fn room_was_made(&self) {
-        self.crowded.store(false, Ordering::Relaxed);
-    }
-
-    /// Whether idle connections to this server should be given up for others.
-    pub fn is_crowded(&self) -> bool {
-        self.crowded.load(Ordering::Relaxed)
     }
 }

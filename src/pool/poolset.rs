@@ -1,6 +1,7 @@
 //! The pools of one database and user, one for each server.
 
 use super::directory::Database;
+use super::limit::Limit;
 use super::{
     GateState, Lease, LeaseError, Node, Pool, PoolConfig, PoolName, Record, Routes, Stats, Totals, Wait, Wish, lock,
 };
@@ -14,13 +15,12 @@ use crate::telemetry::Telemetry;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
 
 /// What a set of pools should be like.
 pub(super) struct Wanted {
     pub(super) database: Arc<Database>,
     /// Its servers, and the limits of connections to each that hold over several pools.
-    pub(super) targets: Vec<(Arc<Node>, Target, Vec<Arc<Semaphore>>)>,
+    pub(super) targets: Vec<(Arc<Node>, Target, Vec<Arc<Limit>>)>,
     /// What watches these servers, where there are several, and how it can log in.
     pub(super) monitor: Option<(Arc<Monitor>, Arc<Login>)>,
     pub(super) pool: PoolConfig,
@@ -60,7 +60,8 @@ struct State {
     pools: Arc<[Arc<Pool>]>,
     monitor: Option<(Arc<Monitor>, Arc<Login>)>,
     routes: Option<Arc<Routes>>,
-    source: Arc<dyn Source>,
+    /// What its connections log in with, if that was not made from the configuration.
+    given: Option<Arc<dyn Source>>,
     preference: Preference,
     clients: [(Arc<AtomicUsize>, Option<usize>); 2],
 }
@@ -130,22 +131,25 @@ impl PoolSet {
     }
 
     /// Takes over a changed configuration. Pools of servers that are still there keep their connections, unless what
-    /// they are connected to changed.
-    pub(super) fn adopt(&self, wanted: Wanted) {
+    /// they are connected to changed. New ones are open or paused as `gate` says, before anybody finds them.
+    pub(super) fn adopt(&self, wanted: Wanted, gate: GateState) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let old = Arc::clone(&state.pools);
         let record = state.routes.as_ref().map(|routes| Arc::clone(routes.record())).unwrap_or_default();
-        *state = State::new(&self.name, &wanted, &old, record);
+        let new = State::new(&self.name, &wanted, &old, record);
+        set_gates(&new.pools, gate);
+        *state = new;
         self.version.fetch_add(1, Ordering::Release);
         let kept = |pool: &Arc<Pool>| state.pools.iter().any(|p| Arc::ptr_eq(p, pool));
         for pool in old.iter().filter(|pool| !kept(pool)) {
-            // Who has a connection keeps it to the end of its transaction.
-            pool.reconnect();
+            // Who has a connection keeps it to the end of its transaction; who waits for one finds the other pools by now.
+            pool.set_retired();
         }
     }
 
-    pub(super) fn source(&self) -> Option<Arc<dyn Source>> {
-        Some(self.state().source)
+    /// What its connections log in with, if that was not made from the configuration.
+    pub(super) fn given(&self) -> Option<Arc<dyn Source>> {
+        self.read().given.clone()
     }
 
     /// The database.
@@ -251,7 +255,10 @@ impl PoolSet {
     /// A connection to the primary, waited for and dialled for as long as `deadline` allows.
     pub async fn lease_until(&self, client: u64, deadline: Instant) -> Result<Lease, LeaseError> {
         loop {
-            let lease = self.find_primary(deadline).await?.lease_until(client, deadline).await?;
+            let lease = match self.find_primary(deadline).await?.lease_until(client, deadline).await {
+                Err(LeaseError::Moved(_)) => continue,
+                lease => lease?,
+            };
             if !self.is_demoted(&lease) {
                 return Ok(lease);
             }
@@ -343,10 +350,8 @@ impl PoolSet {
     }
 
     /// Opens or closes all its pools.
-    pub fn set_gate(&self, state: GateState) {
-        for pool in self.pools().iter() {
-            pool.set_gate(state);
-        }
+    pub(super) fn set_gate(&self, state: GateState) {
+        set_gates(&self.pools(), state);
     }
 
     /// What happened in all its pools.
@@ -354,11 +359,10 @@ impl PoolSet {
         self.pools().iter().fold(self.stats.totals(), |sum, pool| sum.plus(&pool.stats.totals()))
     }
 
-    pub(super) fn maintain(&self, now: Instant, waiting: Duration, crowded: &[Arc<Node>]) {
+    pub(super) fn maintain(&self, now: Instant, waiting: Duration) {
         let mut connections = 0;
         for pool in self.pools().iter() {
-            let room = crowded.iter().any(|node| Arc::ptr_eq(node, &pool.node));
-            pool.maintain(now, room && waiting.is_zero());
+            pool.maintain(now, waiting.is_zero() && pool.must_make_room());
             pool.adjust_reserve(waiting);
             connections += pool.connections();
             if pool.config().min_idle > pool.connections() && pool.proven.load(Ordering::Relaxed) {
@@ -378,6 +382,10 @@ impl PoolSet {
     }
 }
 
+fn set_gates(pools: &[Arc<Pool>], state: GateState) {
+    pools.iter().filter(|pool| pool.gate() != state).for_each(|pool| pool.set_gate(state));
+}
+
 impl State {
     fn new(name: &PoolName, wanted: &Wanted, old: &[Arc<Pool>], record: Arc<Record>) -> Self {
         if let Some((monitor, login)) = &wanted.monitor {
@@ -386,11 +394,11 @@ impl State {
         let config = &wanted.database.config;
         let dbname: Arc<str> = config.dbname.as_deref().unwrap_or(&name.database).into();
         let functions = wanted.database.functions(&dbname);
-        let pool = |(node, target, limits): &(Arc<Node>, Target, Vec<Arc<Semaphore>>)| {
+        let pool = |(node, target, limits): &(Arc<Node>, Target, Vec<Arc<Limit>>)| {
             if let Some(pool) = old.iter().find(|pool| Arc::ptr_eq(&pool.node, node)) {
                 pool.reconfigure(wanted.pool.clone());
                 pool.retarget(target.clone());
-                if wanted.own_source {
+                if wanted.own_source || !Arc::ptr_eq(&pool.source(), &wanted.source) {
                     pool.set_source(Arc::clone(&wanted.source));
                 }
                 return Arc::clone(pool);
@@ -424,7 +432,7 @@ impl State {
             monitor: wanted.monitor.clone(),
             database: Arc::clone(&wanted.database),
             mode: wanted.mode,
-            source: Arc::clone(&wanted.source),
+            given: (!wanted.own_source).then(|| Arc::clone(&wanted.source)),
             preference: wanted.preference,
             clients: wanted.clients.clone(),
         }

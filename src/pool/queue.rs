@@ -22,6 +22,8 @@ pub(super) enum Place {
     Server(Box<Server>),
     /// A seat, for a connection that is to be dialled.
     Seat(Seat),
+    /// Nothing: there will never be anything here again.
+    None,
 }
 
 /// See the module.
@@ -65,6 +67,8 @@ struct Inner {
     /// The one that was used last is the last.
     idle: Vec<Idle>,
     line: VecDeque<Arc<Ticket>>,
+    /// Nobody waits here any more.
+    closed: bool,
 }
 
 /// An idle connection, and what it is chosen by: looking into each would touch much memory.
@@ -138,6 +142,9 @@ impl Queue {
     ) -> Result<Place, Waiting> {
         let home = crate::server::home();
         let mut inner = self.lock();
+        if inner.closed {
+            return Ok(Place::None);
+        }
         let mut seat = None;
         let idle = inner.take_idle(wish, home, || {
             seat = free_seat(Need::Preferred);
@@ -186,6 +193,15 @@ impl Queue {
             drop(inner);
             wake(waker);
         }
+    }
+
+    /// Sends away all who wait, and whoever comes from now on.
+    pub(super) fn close(&self) {
+        let mut inner = self.lock();
+        inner.closed = true;
+        let wakers: Vec<_> = inner.line.drain(..).map(|ticket| ticket.give(Place::None)).collect();
+        drop(inner);
+        wakers.into_iter().for_each(wake);
     }
 
     /// Removes idle connections for which this is false, the ones that were unused for longest first.
@@ -274,7 +290,7 @@ impl Drop for Waiting {
         }
         let place = lock(&self.ticket.0).place.take();
         match place {
-            None => {}
+            None | Some(Place::None) => {}
             Some(Place::Server(server)) => self.queue.put(server),
             // Dropped, it is offered to those in the line.
             Some(Place::Seat(seat)) => drop(seat),
@@ -316,6 +332,18 @@ mod tests {
         queue.seat_those_in_line(&free);
         assert!(poll(&mut second).is_some());
         drop(third);
+        assert!(!queue.has_line());
+    }
+
+    #[test]
+    fn who_waits_where_there_will_never_be_anything_again_is_sent_away_and_who_comes_later_too() {
+        let (queue, free) = (Arc::new(Queue::default()), seats(1));
+        let _taken = queue.enter(Wish::NONE, |_| free()).unwrap();
+        let [mut first, second] = [(); 2].map(|()| queue.enter(Wish::NONE, |_| free()).unwrap_err());
+        queue.close();
+        assert!(matches!(poll(&mut first), Some(Place::None)));
+        drop(second);
+        assert!(matches!(queue.enter(Wish::NONE, |_| free()), Ok(Place::None)));
         assert!(!queue.has_line());
     }
 
