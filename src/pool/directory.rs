@@ -310,7 +310,11 @@ impl Directory {
                 None
             };
             let nodes = database.nodes.iter().map(|address| self.node(address, config.dials_per_node)).collect();
-            let shared = before.databases.get(&database.name).map(|old| Arc::clone(&old.shared)).unwrap_or_default();
+            // It may come back while clients are there that had it before.
+            let had =
+                || lock(&self.sets).values().map(|set| set.database()).find(|had| had.config.name == database.name);
+            let old = before.databases.get(&database.name).cloned().or_else(had);
+            let shared = old.map(|old| Arc::clone(&old.shared)).unwrap_or_default();
             let made = Database { config: database.clone(), tls, nodes, shared };
             databases.insert(database.name.clone(), Arc::new(made));
         }
