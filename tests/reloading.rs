@@ -1,6 +1,6 @@
 //! Those who wait for a server while an operator changes where it is, or whether it may be used at all.
 
-use crate::support::client::query;
+use crate::support::client::{message, query};
 use crate::support::hostile::{Visit, wait_for_visits, welcome};
 use crate::support::{Ambassador, Client, Dir, Hostile, shared, url, wait_until};
 use pg_ambassador::config::{self, Sources};
@@ -150,6 +150,31 @@ fn a_login_that_was_begun_before_a_reload_serves_nobody_behind_it() {
 }
 
 #[test]
+fn a_login_that_fails_behind_a_reload_says_nothing_of_the_target_of_now() {
+    let refuses = Arc::new(AtomicBool::new(false));
+    let server = Hostile::start({
+        let refuses = Arc::clone(&refuses);
+        move |visit: &mut Visit| {
+            let hello = visit.startup()?;
+            let is_first = String::from_utf8_lossy(&hello).contains("first");
+            if visit.number > 0 && is_first {
+                wait_until("it refuses somebody", || refuses.load(Ordering::SeqCst));
+                return visit.send(&message(b'E', b"SFATAL\0VFATAL\0C3D000\0Mdatabase \"first\" does not exist\0\0"));
+            }
+            visit.send(&welcome())?;
+            if is_first { Ok(()) } else { visit.serve("second") }
+        }
+    });
+    let site = Site::new(&hostile_url(&server, "first"));
+    let mut client = site.client("postgres", "postgres");
+    client.send(&query("select current_database()"));
+    wait_for_visits(&server, 2);
+    site.reload(&hostile_url(&server, "second"));
+    refuses.store(true, Ordering::SeqCst);
+    assert_eq!(answer(&mut client), "second");
+}
+
+#[test]
 fn who_waits_in_a_pause_for_a_database_that_a_reload_takes_away_goes_on_when_it_is_over() {
     let database = |name: &str| format!("[databases.{name}]\n{}", by_name("127.0.0.1"));
     let both = format!("{}{}", database("kept"), database("gone"));
@@ -247,6 +272,28 @@ fn what_all_are_paused_for_the_resume_of_one_database_does_not_open() {
 }
 
 #[test]
+fn a_database_that_comes_back_while_clients_of_it_are_there_is_the_same_as_before() {
+    let said = |name: &str| {
+        let mut config = directory_config(&[("url", &url(shared()))]);
+        config.databases[0].name = name.to_owned();
+        config
+    };
+    let (gone, other) = (said("gone"), said("other"));
+    with_directory(&gone.clone(), |directory| async move {
+        let set = directory.pools("gone", "postgres", Purpose::Clients, None).unwrap();
+        let member = set.join().unwrap();
+        directory.database("gone").unwrap().set_disabled(true);
+        directory.reload(&other).unwrap();
+        assert!(directory.database("gone").is_err());
+        directory.reload(&gone).unwrap();
+        let again = directory.database("gone").unwrap();
+        assert_eq!((again.clients(), again.is_disabled()), (1, true));
+        drop(member);
+        assert_eq!(again.clients(), 0);
+    });
+}
+
+#[test]
 fn what_clients_have_shown_is_kept_over_a_reload_and_given_to_pools_that_were_made_without() {
     let said = directory_config(&[("url", &url(shared()))]);
     with_directory(&said.clone(), |directory| async move {
@@ -290,11 +337,10 @@ fn limited(places: usize) -> Site {
     let mut direct = Client::new(shared().port());
     direct.query("drop role if exists reloading_one; create role reloading_one superuser login");
     let server = by_name("127.0.0.1");
-    let site = Site::new(&format!(
+    Site::new(&format!(
         "[databases.small]\n{server}max_server_connections = {places}\n[databases.large]\n{server}\
          [users.reloading_one]\nmax_server_connections = 1\n"
-    ));
-    site
+    ))
 }
 
 #[test]

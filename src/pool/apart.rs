@@ -91,6 +91,7 @@ impl Pool {
                 drop(making);
                 Ok(Some(server))
             }
+            Err(_) if generation != self.generation.load(Ordering::Relaxed) => Ok(None),
             Err(error) => Err(LeaseError::Upstream(self.dial_failed(began, error))),
         }
     }

@@ -283,15 +283,12 @@ impl Directory {
         self.relabel();
         let sets: Vec<_> = lock(&self.sets).iter().map(|((_, purpose), set)| (*purpose, Arc::clone(set))).collect();
         for (purpose, set) in sets {
-            match self.database(&set.name.database) {
-                Ok(database) => {
-                    let source = set.given().filter(|_| takes_source(&database, &set.name, purpose));
-                    let wanted = self.wanted(&set.name, database, source, None);
-                    let pauses = lock(&self.pauses);
-                    set.adopt(wanted, pauses.gate(&set.name.database));
-                }
-                // Clients that are there stay as they are, within reach of RESUME and KILL; nobody new finds it.
-                Err(NoSuchDatabase) => {}
+            // Where there is none, clients that are there stay as they are, within reach of RESUME and KILL; nobody new finds it.
+            if let Ok(database) = self.database(&set.name.database) {
+                let source = set.given().filter(|_| takes_source(&database, &set.name, purpose));
+                let wanted = self.wanted(&set.name, database, source, None);
+                let pauses = lock(&self.pauses);
+                set.adopt(wanted, pauses.gate(&set.name.database));
             }
         }
         self.forget_removed();
@@ -313,7 +310,11 @@ impl Directory {
                 None
             };
             let nodes = database.nodes.iter().map(|address| self.node(address, config.dials_per_node)).collect();
-            let shared = before.databases.get(&database.name).map(|old| Arc::clone(&old.shared)).unwrap_or_default();
+            // It may come back while clients are there that had it before.
+            let had =
+                || lock(&self.sets).values().map(|set| set.database()).find(|had| had.config.name == database.name);
+            let old = before.databases.get(&database.name).cloned().or_else(had);
+            let shared = old.map(|old| Arc::clone(&old.shared)).unwrap_or_default();
             let made = Database { config: database.clone(), tls, nodes, shared };
             databases.insert(database.name.clone(), Arc::new(made));
         }

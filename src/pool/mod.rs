@@ -635,6 +635,9 @@ impl Pool {
                     server.held.extend(held);
                     return Ok(Some(server));
                 }
+                Err(error) if generation != self.generation.load(Ordering::Relaxed) => {
+                    tracing::debug!(pool = %self.name, %error, "cannot connect to a target of before");
+                }
                 Err(error) => {
                     let error = self.dial_failed(began, error);
                     match error.verdict() {
