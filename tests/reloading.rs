@@ -31,6 +31,13 @@ impl Site {
         Client::login(self.ambassador.port, &[("user", user), ("database", database)])
     }
 
+    /// A client whose first query needs a new connection.
+    fn client_without_a_server(&self) -> Client {
+        let client = self.client("postgres", "postgres");
+        self.console("RECONNECT");
+        client
+    }
+
     fn console(&self, command: &str) {
         self.client("ambassador", "pgbouncer").query(command);
     }
@@ -105,17 +112,13 @@ fn who_is_in_line_for_a_server_that_a_reload_takes_away_goes_to_the_new_one() {
     assert_eq!(holder.value("select 'on'"), "on");
 }
 
-/// A server that lets in whoever comes first, and never again until it is told to. Of this first one it takes leave when
-/// it has let it in.
+/// A server that lets in whoever comes first, and never again until it is told to.
 fn reluctant(lets_in: &Arc<AtomicBool>) -> Hostile {
     let lets_in = Arc::clone(lets_in);
     Hostile::start(move |visit: &mut Visit| {
         let hello = visit.startup()?;
         let text = String::from_utf8_lossy(&hello).into_owned();
-        if visit.number == 0 {
-            return visit.send(&welcome());
-        }
-        if text.contains("first") {
+        if visit.number > 0 && text.contains("first") {
             wait_until("it lets somebody in", || lets_in.load(Ordering::SeqCst));
         }
         visit.send(&welcome())?;
@@ -128,7 +131,7 @@ fn who_waits_for_a_login_at_a_server_that_a_reload_takes_away_goes_to_the_new_on
     let lets_in = Arc::new(AtomicBool::new(false));
     let server = reluctant(&lets_in);
     let site = Site::new(&hostile_url(&server, "first"));
-    let mut client = site.client("postgres", "postgres");
+    let mut client = site.client_without_a_server();
     client.send(&query("select 'there'"));
     wait_for_visits(&server, 2);
     site.reload(&by_name("127.0.0.1"));
@@ -141,7 +144,7 @@ fn a_login_that_was_begun_before_a_reload_serves_nobody_behind_it() {
     let lets_in = Arc::new(AtomicBool::new(false));
     let server = reluctant(&lets_in);
     let site = Site::new(&hostile_url(&server, "first"));
-    let mut client = site.client("postgres", "postgres");
+    let mut client = site.client_without_a_server();
     client.send(&query("select current_database()"));
     wait_for_visits(&server, 2);
     site.reload(&hostile_url(&server, "second"));
@@ -162,11 +165,11 @@ fn a_login_that_fails_behind_a_reload_says_nothing_of_the_target_of_now() {
                 return visit.send(&message(b'E', b"SFATAL\0VFATAL\0C3D000\0Mdatabase \"first\" does not exist\0\0"));
             }
             visit.send(&welcome())?;
-            if is_first { Ok(()) } else { visit.serve("second") }
+            visit.serve(if is_first { "first" } else { "second" })
         }
     });
     let site = Site::new(&hostile_url(&server, "first"));
-    let mut client = site.client("postgres", "postgres");
+    let mut client = site.client_without_a_server();
     client.send(&query("select current_database()"));
     wait_for_visits(&server, 2);
     site.reload(&hostile_url(&server, "second"));
@@ -204,21 +207,21 @@ fn a_pause_ends_a_login_that_is_under_way_and_its_client_waits() {
     let server = Hostile::start({
         let (paused, hung_up) = (Arc::clone(&paused), Arc::clone(&hung_up));
         move |visit: &mut Visit| {
-            visit.startup()?;
-            if visit.number == 1 {
-                wait_until("it is paused", || paused.load(Ordering::SeqCst));
-            }
-            visit.send(&welcome())?;
-            if visit.number == 0 {
-                return Ok(());
-            }
-            let end = visit.serve("served");
-            hung_up.store(true, Ordering::SeqCst);
+            let mut serve = || {
+                visit.startup()?;
+                if visit.number == 1 {
+                    wait_until("it is paused", || paused.load(Ordering::SeqCst));
+                }
+                visit.send(&welcome())?;
+                visit.serve("served")
+            };
+            let end = serve();
+            hung_up.fetch_or(visit.number == 1, Ordering::SeqCst);
             end
         }
     });
     let site = Site::new(&hostile_url(&server, "first"));
-    let mut client = site.client("postgres", "postgres");
+    let mut client = site.client_without_a_server();
     client.send(&query("select 1"));
     wait_for_visits(&server, 2);
     site.console("PAUSE");
