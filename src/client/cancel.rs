@@ -46,7 +46,7 @@ impl CancelLane {
 pub(super) async fn send(server: &Arc<ServerEntry>) {
     let on_its_way = server.cancel_begins();
     if let Ok(Ok(stream)) = tokio::time::timeout(LIMIT, dial::connect_again(server)).await {
-        deliver(stream, &server).await;
+        deliver(stream, server).await;
     }
     drop(on_its_way);
 }
