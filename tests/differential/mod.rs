@@ -75,7 +75,10 @@ fn random_sessions_cannot_tell_the_ambassador_from_the_server() {
             let size = size.to_string();
             // The question of paranoid mode drops the unnamed statement each time: one of them does without.
             let paranoid = if number == 2 { "paranoid=false" } else { "paranoid=true" };
-            let args = ["--pool-size", &size, "--workers", workers, "-s", "max_prepared_statements=6", "-s", paranoid];
+            // A session may, by chance, ask for a series of a thousand million numbers: others wait until it is through.
+            let patience = "checkout_timeout=10min";
+            let statements = "max_prepared_statements=6";
+            let args = ["--pool-size", &size, "--workers", workers, "-s", statements, "-s", paranoid, "-s", patience];
             // On a busy machine somebody may wait for long, and is told nothing that a server would not say.
             let args = [&args[..], &["-s", "queue_notice=0"]].concat();
             let ports = server.nodes.iter().zip(&slow).map(|(node, slow)| if is_slow { slow.port } else { node.port });
