@@ -78,6 +78,40 @@ fn a_loan_that_is_refused_ends_like_any_other_error() {
 }
 
 #[test]
+fn what_returns_nothing_and_can_no_longer_be_run_is_refused_when_it_is_run() {
+    let whole = |name: &str, text: &str| {
+        let described = [parse(name, text), describe(b'S', name), bind("", name, &[]), describe(b'P', "")].concat();
+        [described, execute("", 0), sync()].concat()
+    };
+    let no_rows = "insert into t values ($1)";
+    same_as_directly(
+        "interplay_stale",
+        &["create table t (x int)"],
+        &[
+            ([parse("s", no_rows), parse("d", "delete from t where x = $1"), sync()].concat(), 1),
+            ([parse("n", "execute s"), parse("rows", "select x from t where x = $1"), sync()].concat(), 1),
+            (whole("", "execute s(1)"), 1),
+            (whole("run", "execute s(2)"), 1),
+            (query("drop table t; create view t as select 1 as x, 2 as y limit 1"), 1),
+            // They are counted before the statement is looked at again, and this is done when it is run.
+            (query("execute s"), 1),
+            (query("execute s(1, f(2, 3))"), 1),
+            (query("execute rows"), 1),
+            (query("execute n"), 1),
+            (whole("", "execute s"), 1),
+            (whole("", "execute s(1)"), 1),
+            (whole("a", "execute d(array[1, 2], 3)"), 1),
+            (whole("b", "execute d(1)"), 1),
+            ([query("begin"), whole("", "execute s"), query("rollback")].concat(), 3),
+            ([query("begin"), whole("", "execute d(1)"), query("rollback")].concat(), 3),
+            (run("run"), 0),
+            (sync(), 1),
+            (query("select 1"), 1),
+        ],
+    );
+}
+
+#[test]
 fn a_loan_that_is_refused_while_another_is_waited_for_ends_like_any_other_error() {
     same_as_directly(
         "interplay_loans",

@@ -8,6 +8,7 @@ use super::settings::Settings;
 use super::{
     Body, End, Interners, Next, Orphan, Outbound, ServerSide, Session, Taken, Unnamed, Violation, WHOLE_FRAME,
 };
+use crate::sql::prepared::{miscounted, texts};
 use crate::sql::reads::calls::calls;
 use crate::sql::reference::Verb;
 use crate::sql::{self, Analysis, Control, Effects};
@@ -827,7 +828,7 @@ impl Session {
                     };
                     let settings = &self.settings;
                     let instead = |missing: &Statement| {
-                        let needed = Self::miscounted(&missing.query, &missing.types, body)?;
+                        let needed = miscounted(&missing.query, &missing.types, frontend::bind_count(body))?;
                         Some(stand_in(shared, &texts(needed), settings))
                     };
                     let Some(statement) = server.ensure_prepared(statement, self.batch, to_server, instead) else {
@@ -1183,23 +1184,13 @@ impl Session {
         }
     }
 
-    /// How many parameters a statement has, if a Bind for it has another number of values.
-    ///
-    /// PostgreSQL says so before it looks at the text again. A server that lacks the statement would say first what is wrong
-    /// with its text by now, where that is something: a table that is gone.
-    #[cold]
-    fn miscounted(query: &[u8], types: &[u8], body: &[u8]) -> Option<u16> {
-        let declared = u16::from_be_bytes(*types.first_chunk::<2>()?);
-        let needed = sql::prepared::parameters(query, declared)?;
-        (frontend::bind_count(body)? != needed).then_some(needed)
-    }
-
-    /// The same for a Bind of the unnamed statement, if the server's is another client's.
+    /// How many parameters the unnamed statement has, if a Bind for it has another number of values, and the server's is another
+    /// client's.
     fn unnamed_miscounted(&self, body: &[u8], server: &ServerSide) -> Option<u16> {
         let unnamed = self.unnamed.as_deref().filter(|unnamed| server.unnamed != Some(unnamed.id))?;
         let text = unnamed.text.as_deref()?;
         let query = frontend::query(text);
-        Self::miscounted(query, text.get(query.len() + 1..)?, body)
+        miscounted(query, text.get(query.len() + 1..)?, frontend::bind_count(body))
     }
 
     fn describe(
@@ -1486,14 +1477,6 @@ impl ServerSide {
 #[cold]
 fn stand_in(shared: &Interners, types: &[u8], settings: &Settings) -> Arc<Statement> {
     shared.statements.intern(b"", types, settings, || sql::analyse(b"", true))
-}
-
-/// So many parameters of type text, as they stand in a Parse.
-fn texts(count: u16) -> Vec<u8> {
-    const TEXT: u32 = 25;
-    let mut types = count.to_be_bytes().to_vec();
-    types.extend(TEXT.to_be_bytes().repeat(usize::from(count)));
-    types
 }
 
 /// What comes next can be judged only when everything before it is answered; the Flush makes the server do that.

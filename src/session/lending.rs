@@ -9,6 +9,7 @@ use super::client_frames::{Fare, wait_for_quiet};
 use super::pipeline::{Copy, Fate, Kind, Note, Owed};
 use super::prepared::{Lookup, Statement};
 use super::{Interners, Outbound, ServerSide, Session};
+use crate::sql::prepared::{miscounted, only_changes, texts};
 use crate::sql::reference::{Reference, Verb, references};
 use crate::sql::{self, Effects};
 use crate::wire::{TxStatus, frontend, reply};
@@ -20,6 +21,18 @@ pub(super) const EVERY: [Verb; 3] = [Verb::Execute, Verb::Deallocate, Verb::Prep
 /// Names that are lent for one batch, and portals that are remembered of one transaction. What is lent may name others, and
 /// so on: this bounds that as well.
 const MOST: usize = 64;
+
+/// What a prepared statement is lent for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To say what the text that names it returns. One that returns nothing is lent when it is run: PostgreSQL looks at it
+    /// again only then, and may refuse it.
+    Description,
+    /// To be there for another one, which names it and is lent for a description.
+    Company,
+    /// To be run.
+    Run,
+}
 
 /// Names that a server has for a client.
 #[derive(Debug, Default)]
@@ -50,7 +63,7 @@ impl Lent {
 }
 
 impl Session {
-    /// Lends the server what `text` names, if it names something that was prepared by the protocol.
+    /// Lends the server what `text` names, if it names something that was prepared by the protocol, before the text is run.
     #[cold]
     pub(super) fn lend(
         &mut self,
@@ -60,9 +73,21 @@ impl Session {
         server: &mut ServerSide,
         to_server: &mut Outbound<'_>,
     ) -> Option<Fare> {
+        self.lend_for(Purpose::Description, shared, text, verbs, server, to_server)
+    }
+
+    fn lend_for(
+        &mut self,
+        purpose: Purpose,
+        shared: &Interners,
+        text: &[u8],
+        verbs: &[Verb],
+        server: &mut ServerSide,
+        to_server: &mut Outbound<'_>,
+    ) -> Option<Fare> {
         for reference in references(frontend::query(text), self.standard_strings) {
             if verbs.contains(&reference.verb)
-                && let Some(fare) = self.lend_one(shared, &reference, server, to_server)
+                && let Some(fare) = self.lend_one(purpose, shared, &reference, server, to_server)
             {
                 return Some(fare);
             }
@@ -99,7 +124,7 @@ impl Session {
                 }
                 continue;
             }
-            if let Some(fare) = self.lend_one(shared, reference, server, to_server) {
+            if let Some(fare) = self.lend_one(Purpose::Run, shared, reference, server, to_server) {
                 return Some(fare);
             }
             match reference.verb {
@@ -210,6 +235,7 @@ impl Session {
 
     fn lend_one(
         &mut self,
+        purpose: Purpose,
         shared: &Interners,
         reference: &Reference,
         server: &mut ServerSide,
@@ -233,9 +259,21 @@ impl Session {
             return None;
         }
         let executes = reference.verb == Verb::Execute;
+        if executes && purpose == Purpose::Description && only_changes(&statement.query) {
+            return None;
+        }
         // A failed transaction takes an empty text only.
         if executes && !server.pipeline.surely_accepts() {
             return if server.will_settle() { Some(wait_for_quiet(to_server)) } else { None };
+        }
+        // Its parameters are counted before it is looked at again.
+        if executes
+            && purpose == Purpose::Run
+            && let Some(needed) = miscounted(&statement.query, &statement.types, reference.values)
+        {
+            self.lending.get_or_insert_default().lent.push(Lent::new(&name));
+            server.lend_text(&name, b"", &texts(needed), to_server);
+            return None;
         }
         if executes && let Some(fare) = self.concerns_sequences(statement.analysis.effects, server, to_server) {
             return Some(fare);
@@ -246,8 +284,9 @@ impl Session {
         self.lending.get_or_insert_default().lent.push(Lent::new(&name));
         if executes {
             let effects = statement.analysis.effects;
+            let purpose = if purpose == Purpose::Run { Purpose::Run } else { Purpose::Company };
             if effects.has(REFERRING)
-                && let Some(fare) = self.lend(shared, &statement.query, &EVERY, server, to_server)
+                && let Some(fare) = self.lend_for(purpose, shared, &statement.query, &EVERY, server, to_server)
             {
                 let lent = self.lending.iter_mut().flat_map(|lending| &mut lending.lent);
                 lent.filter(|lent| *lent.name == *name).for_each(|lent| lent.dropped = true);
@@ -304,7 +343,7 @@ impl Session {
         let Some((_, reference)) = portals.into_iter().find(|(known, _)| **known == *portal).cloned() else {
             return Ok(None);
         };
-        if let Some(fare) = self.lend_one(shared, &reference, server, to_server) {
+        if let Some(fare) = self.lend_one(Purpose::Run, shared, &reference, server, to_server) {
             return Err(fare);
         }
         let known = matches!(self.prepared.look_up(&reference.name, self.batch), Lookup::Known(..));
@@ -341,8 +380,12 @@ impl ServerSide {
             Some(_) | None => &[],
         };
         self.set_reading(reading, true, Fate::Swallow, to_server);
+        self.lend_text(name, query, types, to_server);
+        self.set_reading(reading, false, Fate::Swallow, to_server);
+    }
+
+    fn lend_text(&mut self, name: &[u8], query: &[u8], types: &[u8], to_server: &mut Outbound<'_>) {
         reply::parse(to_server.edit(), name, query, types);
         self.pipeline.push(Owed::swallow(Kind::Parse).with(Note::Lent));
-        self.set_reading(reading, false, Fate::Swallow, to_server);
     }
 }

@@ -14,6 +14,26 @@ pub fn parameters(text: &[u8], declared: u16) -> Option<u16> {
     (highest_parameter(text, false) == Some(highest)).then_some(highest.max(declared))
 }
 
+/// How many parameters a statement has, if it is given another number of `values`; none as well where either is not known. The
+/// `types` are those that are declared, as they stand in a Parse.
+///
+/// PostgreSQL says so before it looks at the text again. A server that lacks the statement would say first what is wrong with
+/// its text by now, where that is something: a table that is gone.
+#[cold]
+pub fn miscounted(text: &[u8], types: &[u8], values: Option<u16>) -> Option<u16> {
+    let declared = u16::from_be_bytes(*types.first_chunk::<2>()?);
+    let needed = parameters(text, declared)?;
+    (values? != needed).then_some(needed)
+}
+
+/// So many parameters of type text, as they stand in a Parse.
+pub fn texts(count: u16) -> Vec<u8> {
+    const TEXT: u32 = 25;
+    let mut types = count.to_be_bytes().to_vec();
+    types.extend(TEXT.to_be_bytes().repeat(usize::from(count)));
+    types
+}
+
 /// Whether a statement returns no rows, and has the parameters that are declared for it and no others, whatever the database
 /// looks like.
 pub fn is_bare(text: &[u8]) -> bool {
@@ -44,6 +64,14 @@ pub fn is_bare(text: &[u8]) -> bool {
         b"unlisten",
     ];
     first_word(text).is_some_and(|word| is_any(word, &BARE))
+}
+
+/// Whether a statement changes rows of a table and returns none, whatever the database looks like.
+pub fn only_changes(text: &[u8]) -> bool {
+    const CHANGING: [&[u8]; 4] = [b"insert", b"update", b"delete", b"merge"];
+    // The word itself is enough to be in doubt, wherever it stands.
+    let returning = |part: &[u8]| part.eq_ignore_ascii_case(b"returning");
+    first_word(text).is_some_and(|word| is_any(word, &CHANGING)) && !text.windows(9).any(returning)
 }
 
 fn first_word(text: &[u8]) -> Option<&[u8]> {
@@ -108,6 +136,16 @@ mod tests {
             "(select $1)",
         ] {
             assert_eq!(count(unplanned), None, "{unplanned}");
+        }
+    }
+
+    #[test]
+    fn what_changes_rows_and_may_return_them_does_not_only_change_them() {
+        for text in ["insert into t values ($1)", "/* x */ Update t set x = 1", "delete from t", "merge into t"] {
+            assert!(only_changes(text.as_bytes()), "{text}");
+        }
+        for text in ["insert into t values (1) RETURNING x", "with x as (select 1) delete from t", "select 1", ""] {
+            assert!(!only_changes(text.as_bytes()), "{text}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! Statements that name a prepared statement: EXECUTE, DEALLOCATE and PREPARE.
 
-use super::lexer::{Lexer, Token};
+use super::lexer::{Lexer, StrKind, Token};
 use std::ops::Range;
 
 /// What a statement does with a prepared one.
@@ -25,6 +25,8 @@ pub struct Reference {
     pub name: Box<[u8]>,
     /// Where it stands in the text.
     pub range: Range<usize>,
+    /// How many values an EXECUTE gives; none where the text does not say it.
+    pub values: Option<u16>,
 }
 
 /// The prepared statement that a text names, if it is one such statement. Behind the name of one that runs or makes another
@@ -95,7 +97,7 @@ fn next(lexer: &mut Lexer<'_>) -> Option<Reference> {
     match (verb, is(token, b"all")) {
         (Verb::Deallocate | Verb::Forget, true) => {
             let end = lexer.offset();
-            return Some(Reference { verb: Verb::Forget, name: Box::default(), range: end..end });
+            return Some(Reference { verb: Verb::Forget, name: Box::default(), range: end..end, values: None });
         }
         (Verb::Forget, false) => return None,
         (_, _) => {}
@@ -116,7 +118,37 @@ fn next(lexer: &mut Lexer<'_>) -> Option<Reference> {
     };
     lexer.next_token();
     let end = lexer.offset();
-    Some(Reference { verb, name: name.into(), range: end - len..end })
+    let values = if verb == Verb::Execute { values(lexer.clone()) } else { None };
+    Some(Reference { verb, name: name.into(), range: end - len..end, values })
+}
+
+/// Counts the values that follow the name of what is run: expressions in parentheses.
+fn values(mut lexer: Lexer<'_>) -> Option<u16> {
+    if lexer.peek() != Token::Punct(b'(') {
+        return Some(0);
+    }
+    let (mut depth, mut count) = (0_usize, 1_u16);
+    loop {
+        match lexer.next_token() {
+            Token::Punct(b'(' | b'[') => depth += 1,
+            Token::Punct(b')' | b']') => match depth.checked_sub(1)? {
+                0 => return Some(count),
+                outer => depth = outer,
+            },
+            Token::Punct(b',') if depth == 1 => count = count.checked_add(1)?,
+            Token::End | Token::Broken | Token::Punct(b';') => return None,
+            // Where it ends depends on a setting.
+            Token::Str(StrKind::Plain | StrKind::Escape, string) if string.contains(&b'\\') => return None,
+            Token::Str(StrKind::Other, _) => return None,
+            Token::Word(_)
+            | Token::Quoted(_)
+            | Token::Str(..)
+            | Token::Number(_)
+            | Token::Param
+            | Token::Punct(_)
+            | Token::Operator(_) => {}
+        }
+    }
 }
 
 #[cfg(test)]
@@ -145,6 +177,23 @@ mod tests {
             let found = reference(text.as_bytes(), true);
             let found = found.map(|r| (r.verb, String::from_utf8(r.name.into()).unwrap(), r.range));
             assert_eq!(found, expected.map(|(verb, n, r)| (verb, n.to_owned(), r)), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_values_of_what_is_run_are_counted() {
+        for (text, expected) in [
+            ("execute p", Some(0)),
+            ("execute p;", Some(0)),
+            ("execute p(1)", Some(1)),
+            ("execute p (f(1, 2), array[3, 4], ',', (5), $x$,)$x$) ; select 1, 2", Some(5)),
+            ("execute p(1, 2", None),
+            ("execute p(1; select 2)", None),
+            ("execute p('1)", None),
+            (r"execute p('\', 1, '\')", None),
+            ("prepare p(int, int) as select $1", None),
+        ] {
+            assert_eq!(reference(text.as_bytes(), true).unwrap().values, expected, "{text}");
         }
     }
 
