@@ -112,6 +112,21 @@ fn what_returns_nothing_and_can_no_longer_be_run_is_refused_when_it_is_run() {
 }
 
 #[test]
+fn what_returns_nothing_is_run_by_as_many_portals_as_the_client_likes() {
+    let run = |portal: usize| {
+        let name = portal.to_string();
+        [parse("", "execute s(1)"), bind(&name, "", &[]), execute(&name, 0)].concat()
+    };
+    let each: Vec<_> = (0..70).map(|portal| ([run(portal), sync()].concat(), 1)).collect();
+    let at_once = (0..1100).flat_map(run).chain(sync()).collect::<Vec<_>>();
+    let within = [query("begin"), at_once, query("commit")].concat();
+    let first = ([parse("s", "insert into t values ($1)"), sync()].concat(), 1);
+    let last = (query("select count(*) from t"), 1);
+    let steps = [vec![first], each, vec![(within, 3), last]].concat();
+    same_as_directly("interplay_portals", &["create table t (x int)"], &steps);
+}
+
+#[test]
 fn a_loan_that_is_refused_while_another_is_waited_for_ends_like_any_other_error() {
     same_as_directly(
         "interplay_loans",

@@ -805,7 +805,7 @@ impl Session {
             }
             self.bound(analysis, text.as_deref().unwrap_or_default(), body, server);
             if self.lending.is_some() || analysis.effects.has(REFERRING) {
-                self.note_portal(bind.portal, analysis.effects, text.as_deref().unwrap_or_default(), server);
+                self.note_portal(bind.portal, analysis.effects, text.as_deref().unwrap_or_default());
             }
         } else {
             match self.prepared.look_up(bind.statement, self.batch) {
@@ -850,7 +850,7 @@ impl Session {
                     let analysis = Analysis { effects, ..statement.analysis };
                     self.bound(analysis, &statement.query, body, server);
                     if self.lending.is_some() || effects.has(REFERRING) {
-                        self.note_portal(bind.portal, effects, &statement.query, server);
+                        self.note_portal(bind.portal, effects, &statement.query);
                     }
                     if begins {
                         self.keep(&input[cut.start..], server);

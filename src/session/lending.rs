@@ -18,9 +18,10 @@ use std::sync::Arc;
 
 /// All that a statement may do with a prepared one.
 pub(super) const EVERY: [Verb; 3] = [Verb::Execute, Verb::Deallocate, Verb::Prepare];
-/// Names that are lent for one batch, and portals that are remembered of one transaction. What is lent may name others, and
-/// so on: this bounds that as well.
+/// Names that are lent for one batch. What is lent may name others, and so on: this bounds that as well.
 const MOST: usize = 64;
+/// Portals that are remembered of one transaction.
+const MOST_PORTALS: usize = 1024;
 
 /// What a prepared statement is lent for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +29,7 @@ pub(super) enum Purpose {
     /// To say what the text that names it returns. One that returns nothing is lent when it is run: PostgreSQL looks at it
     /// again only then, and may refuse it.
     Description,
-    /// To be there for another one, which names it and is lent for a description.
+    /// To be there for another one, which names it and is lent for a description, or for whenever it is run.
     Company,
     /// To be run.
     Run,
@@ -73,7 +74,10 @@ impl Session {
         server: &mut ServerSide,
         to_server: &mut Outbound<'_>,
     ) -> Option<Fare> {
-        self.lend_for(Purpose::Description, shared, text, verbs, server, to_server)
+        let portals = self.lending.as_ref().map_or(0, |lending| lending.portals.len());
+        // Where it would not be remembered what a portal runs, nothing could be lent then.
+        let purpose = if portals < MOST_PORTALS { Purpose::Description } else { Purpose::Company };
+        self.lend_for(purpose, shared, text, verbs, server, to_server)
     }
 
     fn lend_for(
@@ -176,14 +180,19 @@ impl Session {
         }
     }
 
-    /// A Query is over, and whatever it has not dropped stays.
+    /// A Query or a batch is over: whatever it has not dropped stays, and its portals are gone where it ends a transaction.
     #[cold]
-    pub(super) fn ends_deallocating(&mut self) {
-        if let Some(lending) = &mut self.lending {
-            lending.left.extend(std::mem::take(&mut lending.deallocates).into_iter().flatten());
-            if lending.lent.is_empty() && lending.portals.is_empty() && lending.left.is_empty() {
-                self.lending = None;
-            }
+    pub(super) fn ends_deallocating(&mut self, server: &ServerSide) {
+        let Some(lending) = &mut self.lending else { return };
+        lending.left.extend(std::mem::take(&mut lending.deallocates).into_iter().flatten());
+        let pipeline = &server.pipeline;
+        // What is on its way behind it may have portals of its own.
+        let more = pipeline.batch_of_client || pipeline.owed.iter().skip(1).any(|owed| owed.fate == Fate::Forward);
+        if pipeline.tx == TxStatus::Idle && !more {
+            lending.portals = Vec::new();
+        }
+        if lending.lent.is_empty() && lending.portals.is_empty() && lending.left.is_empty() {
+            self.lending = None;
         }
     }
 
@@ -317,15 +326,14 @@ impl Session {
     }
 
     /// A portal is about to be made, of a statement with this text.
-    pub(super) fn note_portal(&mut self, portal: &[u8], effects: Effects, text: &[u8], server: &ServerSide) {
+    pub(super) fn note_portal(&mut self, portal: &[u8], effects: Effects, text: &[u8]) {
         if let Some(lending) = &mut self.lending {
-            let over = self.tx == TxStatus::Idle && !server.pipeline.batch_open && !server.is_busy();
-            lending.portals.retain(|(known, _)| !over && **known != *portal);
+            lending.portals.retain(|(known, _)| **known != *portal);
         }
         let found = effects.has(REFERRING).then(|| sql::reference(frontend::query(text), self.standard_strings));
         let Some(reference) = found.flatten() else { return };
         let portals = &mut self.lending.get_or_insert_default().portals;
-        if portals.len() < MOST {
+        if portals.len() < MOST_PORTALS {
             portals.push((portal.into(), reference));
         }
     }

@@ -145,7 +145,7 @@ impl Session {
                     self.completed += 1;
                     server.note_told();
                     if self.lending.is_some() {
-                        self.ends_deallocating();
+                        self.ends_deallocating(server);
                     }
                     if server.pipeline.restores_next() {
                         self.keep_ready();
