@@ -10,21 +10,26 @@ use tokio::sync::Semaphore;
 /// How long a cancel request may take to reach its server: connect, send, see the server close.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// Requests that wait for the lane or are in it. One more is dropped, as one is that comes too late: each holds a socket.
+const MOST: usize = 1024;
+
 /// The lane for cancel requests: bounded, and beside the pools, so that a storm of them harms nobody (faults.md I22).
 #[derive(Debug)]
 pub struct CancelLane {
     slots: Semaphore,
+    places: Semaphore,
 }
 
 impl CancelLane {
     /// A lane for so many requests at a time.
     pub fn new(slots: usize) -> Self {
-        Self { slots: Semaphore::new(slots) }
+        Self { slots: Semaphore::new(slots), places: Semaphore::new(MOST) }
     }
 
     /// Carries out a client's request. An unknown key is nobody's business: nothing is said.
     pub async fn cancel(&self, clients: &Clients, key: &CancelKey) {
         let Some(client) = clients.find(key) else { return };
+        let Ok(_place) = self.places.try_acquire() else { return };
         let Ok(Ok(_slot)) = tokio::time::timeout(LIMIT, self.slots.acquire()).await else { return };
         match client.cancel_target() {
             CancelTarget::Nothing => {}
