@@ -610,7 +610,9 @@ impl Directory {
             set.maintain(now, waiting);
         }
         lock(&self.sets).retain(|_, set| {
-            let forget = set.unused_for(now).is_some_and(|unused| unused >= FORGET_AFTER);
+            // Somebody who has it is about to become its client.
+            let forget =
+                Arc::strong_count(set) == 1 && set.unused_for(now).is_some_and(|unused| unused >= FORGET_AFTER);
             if forget {
                 let database = set.database();
                 let mut retired = lock(&database.shared.retired);
