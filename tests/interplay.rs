@@ -112,6 +112,44 @@ fn what_returns_nothing_and_can_no_longer_be_run_is_refused_when_it_is_run() {
 }
 
 #[test]
+fn what_can_no_longer_be_prepared_is_refused_when_it_is_described_or_run() {
+    let text = |name: &str| parse(name, "execute rows");
+    let run = |name: &str| [bind("", name, &[]), execute("", 0), sync()].concat();
+    let whole = |name: &str| [bind("", name, &[]), describe(b'P', ""), execute("", 0), sync()].concat();
+    let batches: Vec<Vec<u8>> = vec![
+        [text(""), run("")].concat(),
+        [text(""), whole("")].concat(),
+        [text(""), describe(b'S', ""), run("")].concat(),
+        [text("a"), run("a")].concat(),
+        // It was made nevertheless.
+        run("a"),
+        whole("a"),
+        [describe(b'S', "a"), sync()].concat(),
+        [text("d"), describe(b'S', "d"), flush(), sync()].concat(),
+        [parse("e", "execute a"), whole("e")].concat(),
+        [query("begin"), text(""), run(""), query("rollback"), whole("")].concat(),
+        [text(""), bind("p", "", &[]), execute("p", 0), sync(), close(b'S', ""), run("")].concat(),
+    ];
+    let ends = |batch: &[u8]| batch.windows(5).filter(|window| *window == sync()).count();
+    for piecemeal in [false, true] {
+        let mut steps =
+            vec![([parse("rows", "select x from t"), sync()].concat(), 1), (query("alter table t rename to u"), 1)];
+        for batch in &batches {
+            let queries = batch.windows(4).filter(|w| matches!(*w, b"egin" | b"back")).count();
+            let ends = ends(batch) + queries;
+            if piecemeal {
+                let (last, first) = batch.split_last().unwrap();
+                steps.extend(first.iter().map(|byte| (vec![*byte], 0)));
+                steps.push((vec![*last], ends));
+            } else {
+                steps.push((batch.clone(), ends));
+            }
+        }
+        same_as_directly("interplay_late", &["create table t (x int)"], &steps);
+    }
+}
+
+#[test]
 fn what_returns_nothing_is_run_by_as_many_portals_as_the_client_likes() {
     let run = |portal: usize| {
         let name = portal.to_string();

@@ -106,6 +106,9 @@ impl Session {
                 break Next::Input;
             }
             let skipped = self.skipping || server.as_ref().is_some_and(|s| s.pipeline.skipping);
+            if skipped && self.late_refusal.is_some() {
+                self.meets_late_refusal(tag, cut.body(input), to_client);
+            }
             let fare = if skipped && tag != FrontendTag::Sync && tag != FrontendTag::Terminate {
                 if self.waits_with_loans
                     && tag == FrontendTag::Query
@@ -1326,6 +1329,7 @@ impl Session {
                 | Note::Limit
                 | Note::Unlistened
                 | Note::Lent
+                | Note::Tried
                 | Note::Restoring
                 | Note::Restored
                 | Note::Reply(_) => {}

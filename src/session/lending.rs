@@ -369,7 +369,7 @@ impl Session {
     pub(super) fn try_name(parse: &frontend::Parse<'_>, server: &mut ServerSide, to_server: &mut Outbound<'_>) {
         let out = to_server.edit();
         reply::parse(out, parse.name, parse.query, parse.types);
-        server.pipeline.push(Owed::swallow(Kind::Parse).with(Note::Lent));
+        server.pipeline.push(Owed::swallow(Kind::Parse).with(Note::Tried));
         reply::close_statement(out, parse.name);
         server.pipeline.push(Owed::swallow(Kind::Close));
     }

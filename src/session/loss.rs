@@ -33,6 +33,9 @@ impl Session {
         self.copies = Vec::new();
         self.analysed = None;
         self.parameters_told = false;
+        if let Some(refusal) = self.late_refusal.take() {
+            refusal.tell(to_client);
+        }
         // And so is what its UNLISTENs were to be seen by.
         self.marks = 0;
         // The client may be in one that has begun on the server only with what it was sent last.

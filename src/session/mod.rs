@@ -8,6 +8,7 @@ mod channels;
 mod client_frames;
 mod deferred;
 mod functions;
+mod late_refusal;
 mod lending;
 mod limit;
 mod loss;
@@ -82,6 +83,8 @@ pub struct Session {
     sql_prepared: Option<Box<SqlPrepared>>,
     /// What it has prepared by the protocol, and speaks of in SQL.
     lending: Option<Box<lending::Lending>>,
+    /// An error that the client is told later.
+    late_refusal: Option<Box<late_refusal::LateRefusal>>,
     /// What stands for statements until the transaction ends, which has set otherwise how their constants are read: their
     /// numbers, and theirs.
     copies: Vec<(u64, Arc<prepared::Statement>)>,
@@ -398,6 +401,7 @@ impl Session {
             settings,
             sql_prepared: None,
             lending: None,
+            late_refusal: None,
             copies: Vec::new(),
             waits_with_loans: false,
             resets: None,

@@ -77,6 +77,8 @@ pub(super) enum Note {
     Asked,
     /// Makes a name of the client's known to the server, for a while: what is wrong with that, the client is told.
     Lent,
+    /// What the client is about to prepare, to see whether the server takes it under that name.
+    Tried,
     /// A question about how long a transaction may be idle.
     Limit,
     /// The server is told to listen to nothing any more.

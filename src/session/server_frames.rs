@@ -268,6 +268,7 @@ impl Session {
             | Note::OwnGone(_)
             | Note::Begun
             | Note::Lent
+            | Note::Tried
             | Note::Restoring
             | Note::Restored
             | Note::Unlistened => {}
@@ -334,6 +335,7 @@ impl Session {
             | Note::Limit
             | Note::Unlistened
             | Note::Lent
+            | Note::Tried
             | Note::Restoring
             | Note::Restored => {}
         }
@@ -359,6 +361,7 @@ impl Session {
             | Note::Limit
             | Note::Unlistened
             | Note::Lent
+            | Note::Tried
             | Note::Restoring
             | Note::Restored
             | Note::Reply(_) => {}
@@ -459,7 +462,10 @@ impl Session {
             return Err(Violation::Begin(fields.report()));
         }
         if front.fate == Fate::Swallow
-            && !matches!(front.note.as_deref(), Some(Note::Parsed { .. } | Note::UnnamedMade | Note::Lent))
+            && !matches!(
+                front.note.as_deref(),
+                Some(Note::Parsed { .. } | Note::UnnamedMade | Note::Lent | Note::Tried)
+            )
         {
             return Err(Violation::Replay(fields.report()));
         }
@@ -482,6 +488,14 @@ impl Session {
         }
         if let Some(outcome) = &mut self.outcome {
             outcome.error = outcome.error.or(fields.code);
+        }
+        if matches!(server.pipeline.owed.front().and_then(|front| front.note.as_deref()), Some(Note::Lent))
+            && fields.code != Some(SqlState::FAILED_TRANSACTION)
+            && self.refuses_later(body, server, to_client)
+        {
+            server.pipeline.failed = true;
+            forward(cut, false, server, to_client);
+            return Ok(());
         }
         match server.pipeline.owed.front().and_then(|front| renamed_error(body, front)) {
             Some(renamed) => reply::message(to_client.edit(), BackendTag::Error, |out| out.extend(renamed)),
