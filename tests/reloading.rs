@@ -112,6 +112,33 @@ fn who_is_in_line_for_a_server_that_a_reload_takes_away_goes_to_the_new_one() {
     assert_eq!(holder.value("select 'on'"), "on");
 }
 
+#[test]
+fn wait_close_waits_for_the_transactions_on_a_server_that_a_reload_takes_away() {
+    let site = Site::new(&by_name("127.0.0.1"));
+    let mut holder = site.client("postgres", "postgres");
+    holder.query("begin; select 1");
+    site.reload(&by_name("localhost"));
+    let mut console = site.client("ambassador", "pgbouncer");
+    console.send(&query("WAIT_CLOSE"));
+    let closed = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            console.read_until(b"Z").unwrap();
+            closed.store(true, Ordering::SeqCst);
+        });
+        for _ in 0..20 {
+            assert_eq!(site.ambassador.show("SERVERS").len(), 1, "the connection is still there, and shown");
+        }
+        assert!(!closed.load(Ordering::SeqCst));
+        holder.query("commit");
+        wait_until("it has closed", || closed.load(Ordering::SeqCst));
+    });
+    assert!(site.ambassador.show("SERVERS").is_empty());
+    let totals = site.ambassador.show("STATS_TOTALS");
+    let mine = totals.iter().find(|row| row[0].as_deref() == Some("postgres")).unwrap();
+    assert_ne!(mine[1].as_deref(), Some("0"), "what happened there is not forgotten: {mine:?}");
+}
+
 /// A server that lets in whoever comes first, and never again until it is told to.
 fn reluctant(lets_in: &Arc<AtomicBool>) -> Hostile {
     let lets_in = Arc::clone(lets_in);
@@ -254,7 +281,7 @@ fn with_directory<F: Future<Output = ()>>(config: &DirectoryConfig, work: impl F
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let handle = tokio::runtime::Handle::current();
-        work(Directory::new(config, Arc::default(), Arc::new(Telemetry::new()), handle).unwrap()).await;
+        work(Directory::new(config, Arc::default(), Arc::new(Telemetry::default()), handle).unwrap()).await;
     });
 }
 

@@ -209,7 +209,7 @@ impl Operator {
             }
             Command::WaitClose(database) => {
                 let sets = self.sets(database.as_deref())?;
-                while sets.iter().any(|set| set.pools().iter().any(|pool| pool.has_outdated())) {
+                while sets.iter().any(|set| set.pools_to_the_last().iter().any(|pool| pool.has_outdated())) {
                     tokio::time::sleep(LOOK_AGAIN).await;
                 }
             }
@@ -260,7 +260,8 @@ impl Operator {
         let sets = self.sets(database)?;
         // Until nothing is connected, so that the servers may be stopped. RESUME ends the wait too.
         let connected = |set: &Arc<PoolSet>| {
-            set.pools().iter().any(|pool| pool.gate() == GateState::Paused && !pool.is_disconnected())
+            set.pools().iter().any(|pool| pool.gate() == GateState::Paused)
+                && set.pools_to_the_last().iter().any(|pool| pool.gate() != GateState::Open && !pool.is_disconnected())
         };
         while sets.iter().any(connected) {
             sets.iter().for_each(|set| set.pools().iter().for_each(|pool| pool.drop_idle_unless_open()));

@@ -297,7 +297,7 @@ fn pin_row(client: &ClientEntry) -> Option<Vec<Cell>> {
 fn servers(operator: &Operator) -> Vec<Vec<Cell>> {
     let mut rows = Vec::new();
     for set in operator.context.directory.sets() {
-        for pool in set.pools().iter() {
+        for pool in set.pools_to_the_last() {
             let target = pool.target();
             let mut servers = [pool.servers(), pool.servers_apart()].concat();
             servers.sort_by_key(|server| server.id);
@@ -358,7 +358,7 @@ fn databases(operator: &Operator) -> Vec<Vec<Cell>> {
         let config = &database.config;
         let mine = |set: &&std::sync::Arc<PoolSet>| set.database().config.name == config.name;
         let connections: usize =
-            sets.iter().filter(mine).flat_map(|set| set.pools().to_vec()).map(|pool| pool.connections()).sum();
+            sets.iter().filter(mine).flat_map(|set| set.pools_to_the_last()).map(|pool| pool.connections()).sum();
         let hosts: Vec<&str> = config.nodes.iter().map(|node| node.host()).collect();
         let paused = operator.context.directory.is_paused(&config.name)
             || sets.iter().filter(mine).any(|set| set.pools().iter().any(|p| p.gate() == GateState::Paused));
@@ -518,7 +518,7 @@ fn unwatched(database: &str, node: &Node) -> Vec<Cell> {
 fn lists(operator: &Operator) -> Vec<Vec<Cell>> {
     let directory = &operator.context.directory;
     let sets = directory.sets();
-    let servers: Vec<_> = sets.iter().flat_map(|set| set.pools().to_vec()).flat_map(|pool| pool.servers()).collect();
+    let servers: Vec<_> = sets.iter().flat_map(|set| set.pools_to_the_last()).flat_map(|pool| pool.servers()).collect();
     let used = servers.iter().filter(|server| server.client() != 0).count();
     let clients = operator.context.clients.count();
     [
@@ -548,7 +548,7 @@ fn memory(operator: &Operator) -> Vec<Vec<Cell>> {
     });
     let clients = operator.context.clients.count();
     let servers: usize =
-        operator.context.directory.sets().iter().flat_map(|s| s.pools().to_vec()).map(|p| p.connections()).sum();
+        operator.context.directory.sets().iter().flat_map(|set| set.pools_to_the_last()).map(|p| p.connections()).sum();
     let statements = operator.context.interners.statements.len();
     [
         ("resident", 1, 1, resident.unwrap_or(0)),
@@ -568,7 +568,7 @@ fn pools(operator: &Operator) -> Vec<Vec<Cell>> {
     let queues = metrics::queues(&operator.context.clients);
     let clients = operator.context.clients.all();
     let row = |set: &std::sync::Arc<PoolSet>| {
-        let servers: Vec<_> = set.pools().iter().flat_map(|pool| pool.servers()).collect();
+        let servers: Vec<_> = set.pools_to_the_last().iter().flat_map(|pool| pool.servers()).collect();
         let in_state = |state: ServerState| int(servers.iter().filter(|server| server.state() == state).count());
         let (waiting, longest) = queues.get(&set.name).copied().unwrap_or_default();
         // PgBouncer counts a client as active unless it waits for a server.
@@ -676,7 +676,7 @@ fn users(operator: &Operator) -> Vec<Vec<Cell>> {
     let sets = operator.context.directory.sets();
     let row = |(name, config, clients): (String, crate::pool::UserConfig, usize)| {
         let mine = sets.iter().filter(|set| *set.name.user == *name);
-        let connections: usize = mine.flat_map(|set| set.pools().to_vec()).map(|pool| pool.connections()).sum();
+        let connections: usize = mine.flat_map(|set| set.pools_to_the_last()).map(|pool| pool.connections()).sum();
         vec![
             text(&name),
             config.pool_size.map_or(Cell::Null, int),

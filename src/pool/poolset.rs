@@ -44,6 +44,8 @@ pub struct PoolSet {
     /// What happened to its clients while they had no server.
     pub stats: Stats,
     state: RwLock<State>,
+    /// Pools of servers that the configuration has no more, for as long as somebody has a connection of theirs.
+    leaving: Mutex<Vec<Arc<Pool>>>,
     /// Counts the configurations.
     version: AtomicU64,
     members: Arc<AtomicUsize>,
@@ -104,6 +106,7 @@ impl PoolSet {
             name,
             stats: Stats::default(),
             state: RwLock::new(state),
+            leaving: Mutex::default(),
             version: AtomicU64::new(1),
             members: Arc::default(),
             idle_limit: AtomicU64::new(0),
@@ -144,6 +147,7 @@ impl PoolSet {
         for pool in old.iter().filter(|pool| !kept(pool)) {
             // Who has a connection keeps it to the end of its transaction; who waits for one finds the other pools by now.
             pool.set_retired();
+            lock(&self.leaving).push(Arc::clone(pool));
         }
     }
 
@@ -354,12 +358,32 @@ impl PoolSet {
         set_gates(&self.pools(), state);
     }
 
+    /// Its pools, and those that the configuration has no more and whose connections are still there.
+    pub fn pools_to_the_last(&self) -> Vec<Arc<Pool>> {
+        let leaving = lock(&self.leaving).iter().filter(|pool| !pool.is_disconnected()).cloned().collect::<Vec<_>>();
+        [self.pools().to_vec(), leaving].concat()
+    }
+
+    /// Lets go of pools that have no connections any more; what happened in them is not forgotten.
+    fn see_off_the_leaving(&self) {
+        lock(&self.leaving).retain(|pool| {
+            pool.drop_idle_unless_open();
+            let is_there = !pool.is_disconnected();
+            if !is_there {
+                self.stats.add(&pool.stats.totals());
+            }
+            is_there
+        });
+    }
+
     /// What happened in all its pools.
     pub fn totals(&self) -> Totals {
-        self.pools().iter().fold(self.stats.totals(), |sum, pool| sum.plus(&pool.stats.totals()))
+        let leaving = lock(&self.leaving);
+        self.pools().iter().chain(leaving.iter()).fold(self.stats.totals(), |sum, pool| sum.plus(&pool.stats.totals()))
     }
 
     pub(super) fn maintain(&self, now: Instant, waiting: Duration) {
+        self.see_off_the_leaving();
         let mut connections = 0;
         for pool in self.pools().iter() {
             pool.maintain(now, waiting.is_zero() && pool.must_make_room());
