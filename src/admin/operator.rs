@@ -37,6 +37,8 @@ pub struct Operator {
     settings: RwLock<Vec<Setting>>,
     /// Settings that SET changed, until the next RELOAD.
     overrides: Mutex<Vec<(String, String)>>,
+    /// Held by who changes a setting.
+    setting: tokio::sync::Mutex<()>,
     requests: UnboundedSender<Request>,
     samples: Mutex<Samples>,
     /// The listener accepts connections.
@@ -91,6 +93,7 @@ impl Operator {
             telemetry,
             settings: RwLock::new(settings),
             overrides: Mutex::default(),
+            setting: tokio::sync::Mutex::default(),
             requests,
             samples: Mutex::default(),
             listening: AtomicBool::new(false),
@@ -290,6 +293,8 @@ impl Operator {
     }
 
     async fn set(&self, key: &str, value: &str) -> Result<(), Report> {
+        // One after the other: each is set on top of those before.
+        let _turn = self.setting.lock().await;
         let setting = self.settings().into_iter().find(|setting| setting.key == key);
         let setting = setting.ok_or_else(|| {
             error(SqlState::UNDEFINED_OBJECT, format!("unknown setting: {key}")).hint("SHOW CONFIG lists them all.")
