@@ -58,23 +58,24 @@ impl Pool {
         let began = Instant::now();
         let credential = match dial::credential(&target, &*source).await {
             Ok(credential) => credential,
-            Err(error) => return Err(LeaseError::Upstream(self.dial_failed(began, error))),
+            Err(error) => return Err(LeaseError::Upstream(self.dial_failed(began, &source, error))),
         };
         let Some(slot) = self.node.dial_slot().await else { return Err(LeaseError::Closed) };
-        let wait = lock(&self.backoff).wait(Instant::now());
+        let making = self.note_login();
+        if !self.gate.is_open() {
+            return Ok(None);
+        }
+        // The one that may try does.
+        let wait = lock(&self.backoff).begin(Instant::now());
         match wait {
             Wait::Go => {}
             Wait::Until(at) => {
-                // Not with a slot in hand that others could use.
-                drop(slot);
+                // Not with a slot in hand that others could use, and not as a login that somebody waits for.
+                drop((slot, making));
                 tokio::time::sleep_until(at.into()).await;
                 return Ok(None);
             }
             Wait::Refused(error) => return Err(LeaseError::Upstream(error)),
-        }
-        let making = self.note_login();
-        if !self.gate.is_open() {
-            return Ok(None);
         }
         let began = Instant::now();
         let dialled = self.dial(&target, &*source, credential, generation).await;
@@ -92,7 +93,7 @@ impl Pool {
                 Ok(Some(server))
             }
             Err(_) if generation != self.generation.load(Ordering::Relaxed) => Ok(None),
-            Err(error) => Err(LeaseError::Upstream(self.dial_failed(began, error))),
+            Err(error) => Err(LeaseError::Upstream(self.dial_failed(began, &source, error))),
         }
     }
 

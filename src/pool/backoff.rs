@@ -9,6 +9,10 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 /// The same for a refused credential (faults.md I17): servers lock out who tries too often.
 const REFUSED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 
+/// A server that breaks the protocol so often within this time is not dialled for that long (faults.md F33).
+const VIOLATIONS: (usize, Duration) = (3, Duration::from_secs(60));
+const BANNED: Duration = Duration::from_secs(10);
+
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
     failures: u32,
@@ -17,6 +21,8 @@ pub(super) struct Backoff {
     failed_at: Option<Instant>,
     refused: Option<Arc<DialError>>,
     pub(super) reconnected_at: Option<Instant>,
+    /// When the server has broken the protocol lately.
+    violations: Vec<Instant>,
 }
 
 /// Whether to try now.
@@ -78,6 +84,27 @@ impl Backoff {
         self.until = Some(now + first.saturating_mul(1 << self.failures.saturating_sub(1).min(16)).min(longest));
     }
 
+    /// An attempt came to its end before it was known whether the credential is good: the next one may find out.
+    pub(super) fn left_open(&mut self) {
+        if self.refused.is_some() {
+            self.until = None;
+        }
+    }
+
+    /// The server has broken the protocol. Gives whether that was once too often: it is left alone then.
+    pub(super) fn violated(&mut self, now: Instant) -> bool {
+        let (most, within) = VIOLATIONS;
+        self.violations.retain(|at| now.saturating_duration_since(*at) < within);
+        self.violations.push(now);
+        let is_banned = self.violations.len() >= most;
+        if is_banned {
+            self.violations.clear();
+            self.refused = None;
+            self.until = Some(now + BANNED);
+        }
+        is_banned
+    }
+
     pub(super) fn succeeded(&mut self) {
         self.failures = 0;
         self.until = None;
@@ -132,8 +159,25 @@ mod tests {
             (0..begun).for_each(|_| backoff.refused(now, Arc::clone(&error)));
         }
         assert_eq!(attempts, 5);
+        assert!(matches!(backoff.begin(now + REFUSED.1), Wait::Go));
+        assert!(matches!(backoff.begin(now + REFUSED.1), Wait::Refused(_)));
+        backoff.left_open();
+        assert!(matches!(backoff.begin(now + REFUSED.1), Wait::Go));
         backoff.succeeded();
         assert!((0..4).all(|_| matches!(backoff.begin(now), Wait::Go)));
+    }
+
+    #[test]
+    fn f33_who_breaks_the_protocol_three_times_in_a_minute_is_left_alone() {
+        let (start, mut backoff) = (Instant::now(), Backoff::default());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        for at in [0, 40, 70, 110] {
+            assert!(!backoff.violated(after(at)), "{at}");
+            assert!(matches!(backoff.wait(after(at)), Wait::Go));
+        }
+        assert!(backoff.violated(after(120)));
+        assert!(matches!(backoff.wait(after(129)), Wait::Until(_)));
+        assert!(matches!(backoff.wait(after(130)), Wait::Go));
     }
 
     fn refusal() -> DialError {

@@ -601,7 +601,7 @@ impl Pool {
             let credential = match timeout_at(deadline, dial::credential(&target, &*source)).await {
                 Ok(Ok(credential)) => credential,
                 Ok(Err(error)) => {
-                    self.dial_failed(began, error);
+                    self.dial_failed(began, &source, error);
                     continue;
                 }
                 Err(_) => return Err(timeout()),
@@ -609,10 +609,6 @@ impl Pool {
             let Ok(slot) = timeout_at(deadline, self.node.dial_slot()).await else {
                 return Err(timeout());
             };
-            // Whoever was before us at this may have found out that it is no use.
-            if !matches!(lock(&self.backoff).begin(Instant::now()), backoff::Wait::Go) {
-                continue;
-            }
             let began = Instant::now();
             if credential.usable_until.is_some_and(|end| end <= began) {
                 continue;
@@ -620,6 +616,10 @@ impl Pool {
             let making = self.note_login();
             if !self.gate.is_open() {
                 return Ok(None);
+            }
+            // Whoever was before us at this may have found out that it is no use. Last of all: the one that may try does.
+            if !matches!(lock(&self.backoff).begin(began), backoff::Wait::Go) {
+                continue;
             }
             dialling.note(Some(began));
             let dialled = self.dial(&target, &*source, credential, generation).await;
@@ -639,7 +639,7 @@ impl Pool {
                     tracing::debug!(pool = %self.name, %error, "cannot connect to a target of before");
                 }
                 Err(error) => {
-                    let error = self.dial_failed(began, error);
+                    let error = self.dial_failed(began, &source, error);
                     match error.verdict() {
                         Verdict::Client | Verdict::Credential => return Err(LeaseError::Upstream(error)),
                         Verdict::Full => {
@@ -680,16 +680,19 @@ impl Pool {
         self.proven.store(true, Ordering::Relaxed);
     }
 
-    /// Notes that the attempt which began at `began` failed. What a full server means for the next one is for the caller.
-    fn dial_failed(&self, began: Instant, error: DialError) -> Arc<DialError> {
-        self.stats.count_dial_error();
+    /// Notes that the attempt which began at `began` with something of `source` failed. What a full server means for the next
+    /// one is for the caller.
+    fn dial_failed(&self, began: Instant, source: &Arc<dyn Source>, error: DialError) -> Arc<DialError> {
+        self.stats.count_dial_error(&error);
         tracing::warn!(pool = %self.name, node = %self.node.address, %error, "cannot get a server connection");
         let error = Arc::new(error);
         *lock(&self.last_error) = Some(Arc::clone(&error));
         match error.verdict() {
+            // What has been replaced meanwhile says nothing of what there is now.
+            Verdict::Credential if !Arc::ptr_eq(source, &self.source()) => {}
             Verdict::Credential => lock(&self.backoff).refused(Instant::now(), Arc::clone(&error)),
             Verdict::Retry => lock(&self.backoff).failed(began, Instant::now()),
-            Verdict::Full | Verdict::Client => {}
+            Verdict::Full | Verdict::Client => lock(&self.backoff).left_open(),
         }
         error
     }
