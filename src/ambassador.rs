@@ -10,6 +10,7 @@ use crate::config::{self, Config, Fault, File, Sources, StartupPolicy};
 use crate::credentials::Spec;
 use crate::drain::{self, Notice, Plan, Signals};
 use crate::listen::{Habits, Hubs};
+use crate::logs::Logs;
 use crate::net::listener::{Bound, SocketFile};
 use crate::net::tls::{self, ListenerTls, TlsError};
 use crate::pool::Directory;
@@ -17,7 +18,7 @@ use crate::pool::directory::{Purpose, WILDCARD};
 use crate::random;
 use crate::routing::Preference;
 use crate::session::Interners;
-use crate::telemetry::{LogLevel, Telemetry};
+use crate::telemetry::Telemetry;
 use crate::watch::Watch;
 use crate::worker::{Entrance, Workers};
 use std::io;
@@ -103,14 +104,14 @@ pub struct Ambassador {
     doors: Vec<(Vec<SocketAddr>, Arc<Door>)>,
     requests: UnboundedReceiver<Request>,
     workers: Workers,
-    log: LogLevel,
+    log: Logs,
     console: Arc<SqlConsole>,
     _socket: Option<SocketFile>,
 }
 
 impl Ambassador {
     /// Wires all parts and starts to listen. To be called inside the runtime of the control thread.
-    pub async fn start(config: Config, sources: Sources, log: LogLevel) -> Result<Self, StartError> {
+    pub async fn start(config: Config, sources: Sources, log: Logs) -> Result<Self, StartError> {
         raise_descriptor_limit();
         if !config.core_dumps {
             forbid_core_dumps();
@@ -122,7 +123,7 @@ impl Ambassador {
                  PG_AMBASSADOR_URL, password_file or password_command"
             );
         }
-        let telemetry = Arc::new(Telemetry::new());
+        let telemetry = Arc::new(Telemetry::default());
         let interners = Arc::new(Interners::default());
         // On this runtime: it lives until all clients have gone, whichever worker they are with.
         let runtime = tokio::runtime::Handle::current();
@@ -243,6 +244,8 @@ impl Ambassador {
                     let queues = metrics::queues(&self.operator.context.clients);
                     let waits = queues.into_iter().map(|(name, (_, longest))| (name, longest)).collect();
                     self.operator.context.directory.maintain(Instant::now(), &waits);
+                    self.log.tell_what_was_left_out();
+                    self.operator.log_lines_left_out.store(self.log.left_out(), Ordering::Relaxed);
                 },
                 _ = sampling.tick() => self.operator.sample(Instant::now()),
                 _ = watching.tick() => {
@@ -337,7 +340,7 @@ impl Ambassador {
                 *door.preference.write().unwrap_or_else(PoisonError::into_inner) = listener.preference;
             }
         }
-        self.log.set(&config.log.level);
+        self.log.set_level(&config.log.level);
         if let (Some(log), Some(access)) = (&context.access_log, &config.access_log) {
             log.adopt(access);
         }

@@ -3,8 +3,11 @@
 //! A query adds to a dozen of them, and an addition that other threads may race with costs as much as some twenty that
 //! they may not. So each worker thread has a shard of its own, which it alone writes; all other threads share one.
 
+use crate::wire::SqlState;
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Shards: the shared one, and one for each of the first workers. Workers beyond them use the shared one.
 const SHARDS: usize = 5;
@@ -62,6 +65,31 @@ impl Adder {
         } else {
             counter.fetch_add(more, Ordering::Relaxed);
         }
+    }
+}
+
+/// SQLSTATEs that are counted each for itself: servers are not trusted to make up only a few.
+const STATES: usize = 64;
+
+/// Counts what happens rarely, by its SQLSTATE.
+#[derive(Debug, Default)]
+pub struct ByState(Mutex<BTreeMap<String, u64>>);
+
+impl ByState {
+    /// Counts one more.
+    pub fn count(&self, state: SqlState) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = state.to_string();
+        if counts.len() >= STATES && !counts.contains_key(&state) {
+            state = "other".to_owned();
+        }
+        *counts.entry(state).or_default() += 1;
+    }
+
+    /// What was counted.
+    pub fn all(&self) -> Vec<(String, u64)> {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.iter().map(|(state, count)| (state.clone(), *count)).collect()
     }
 }
 

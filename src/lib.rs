@@ -64,6 +64,7 @@ pub mod credentials;
 pub mod demo;
 pub mod drain;
 pub mod listen;
+pub mod logs;
 pub mod monitor;
 pub mod net;
 pub mod pool;

@@ -6,7 +6,7 @@ use pg_ambassador::ambassador::{Ambassador, read_file};
 use pg_ambassador::args::{Cli, Command, Hash, Healthcheck, Settings};
 use pg_ambassador::auth::scram::Verifier;
 use pg_ambassador::config::{self, Config, Sources};
-use pg_ambassador::{demo, random, route, telemetry};
+use pg_ambassador::{demo, logs, random, route};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::num::NonZeroU32;
@@ -70,7 +70,7 @@ fn resolve(settings: &Settings) -> Result<(Config, Sources)> {
 
 fn run(settings: &Settings) -> Result<()> {
     let (config, sources) = resolve(settings)?;
-    let log = telemetry::init_logs(&config.log);
+    let log = logs::begin(&config.log);
     // The control thread: signals, maintenance, HTTP. Clients are served by the workers.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

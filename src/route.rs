@@ -97,7 +97,7 @@ fn catalogue(url: &str, options: &args::Route) -> Result<Catalogue, RouteError> 
     let ask = async {
         let here = tokio::runtime::Handle::current();
         let directory =
-            Directory::new(&config.directory, Arc::new(Interners::default()), Arc::new(Telemetry::new()), here)
+            Directory::new(&config.directory, Arc::new(Interners::default()), Arc::new(Telemetry::default()), here)
                 .map_err(|(_, error)| error.to_string())?;
         let pools = directory.pools(&name, &user, Purpose::Clients, None).map_err(|_| "no such database".to_owned())?;
         let mut lease = pools.lease_until(0, Instant::now() + PATIENCE).await.map_err(|error| error.to_string())?;

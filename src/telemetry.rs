@@ -1,9 +1,8 @@
-//! Logs, and every metric: its name, unit, help and labels.
+//! Every metric: its name, unit, help and labels.
 //!
 //! Hot paths count in atomics of their own ([`crate::pool::Stats`]); what they counted becomes metrics when somebody
 //! asks. Labels are names from the configuration or of pools, never SQL and never values.
 
-use crate::config::{LogConfig, LogFormat};
 use crate::counter::Sharded;
 use metrics::{Key, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
@@ -11,11 +10,6 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::reload::Handle;
-use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{Layer, Registry, reload};
 
 /// What a metric counts.
 #[derive(Clone, Copy)]
@@ -48,7 +42,8 @@ metrics_table! {
     CLIENT_LIMIT = "pg_ambassador_clients_max", Gauge, None, "Clients that there may be (max_clients).";
     ACCEPTED = "pg_ambassador_connections_accepted_total", Counter, None, "Connections accepted.";
     ACCEPT_ERRORS = "pg_ambassador_accept_errors_total", Counter, None, "Connections that could not be accepted.";
-    REFUSED = "pg_ambassador_clients_refused_total", Counter, None, "Logins refused: wrong password, no such database, too many clients.";
+    REFUSED = "pg_ambassador_clients_refused_total", Counter, None, "Logins refused, by SQLSTATE: 28P01 a wrong password, 3D000 no such database, 53300 too many clients.";
+    ENDED = "pg_ambassador_clients_ended_total", Counter, None, "Clients that were ended, by SQLSTATE: 57014 a time limit, 25P03 and 25P04 limits of transactions, 57P01 a shutdown or KILL.";
     LOGIN_TIMEOUTS = "pg_ambassador_login_timeouts_total", Counter, None, "Logins that took longer than client_login_timeout.";
     VIOLATIONS = "pg_ambassador_protocol_violations_total", Counter, None, "Clients that broke the protocol.";
     CANCELS = "pg_ambassador_cancel_requests_total", Counter, None, "Cancel requests received.";
@@ -69,7 +64,11 @@ metrics_table! {
     TIMEOUTS = "pg_ambassador_checkout_timeouts_total", Counter, None, "Waits that ended with the checkout timeout.";
     ASSIGNMENTS = "pg_ambassador_server_assignments_total", Counter, None, "Times a client was given a server connection.";
     CONNECT_SECONDS = "pg_ambassador_server_connect_seconds", Histogram, Some(Unit::Seconds), "How long making a server connection took, login included.";
-    CONNECT_ERRORS = "pg_ambassador_server_connect_errors_total", Counter, None, "Attempts to make a server connection that failed.";
+    CONNECT_ERRORS = "pg_ambassador_server_connect_errors_total", Counter, None, "Attempts to make a server connection that failed, by SQLSTATE.";
+    REFUSED_CREDENTIALS = "pg_ambassador_server_auth_failures_total", Counter, None, "Attempts that failed because the server refused what we log in with.";
+    CLOSED = "pg_ambassador_server_closed_total", Counter, None, "Server connections that ended and that nobody here had ended, by reason.";
+    UNKNOWN_OUTCOMES = "pg_ambassador_txn_unknown_total", Counter, None, "Transactions whose COMMIT was under way when their server was lost: nobody knows how they ended.";
+    DEPARTURES = "pg_ambassador_client_abort_total", Counter, None, "Clients that left in the midst of something, by what.";
     STALE = "pg_ambassador_server_stale_total", Counter, None, "Idle connections found closed or too old when they were about to be used.";
     LOST = "pg_ambassador_server_lost_total", Counter, None, "Connections lost while a client had them.";
     LEAKS = "pg_ambassador_leaks_total", Counter, None, "Connections on which paranoid mode has found something of their last client. Anything but 0 is a bug.";
@@ -103,6 +102,7 @@ metrics_table! {
     CREDENTIAL_FETCHES = "pg_ambassador_credential_refreshes_total", Counter, None, "Fetches of a credential, by result.";
     CREDENTIAL_REFUSED = "pg_ambassador_credential_refusals_total", Counter, None, "Logins that a server refused with a credential.";
     ACCESS_LOG_DROPPED = "pg_ambassador_access_log_dropped_total", Counter, None, "Lines of the access log that were lost: written too slowly, or not at all.";
+    LOG_LINES_LEFT_OUT = "pg_ambassador_log_lines_left_out_total", Counter, None, "Lines of the log that were left out, because there were too many of their kind.";
     RELOADS = "pg_ambassador_reloads_total", Counter, None, "Reloads of the configuration, by result.";
     WORKER_LAG = "pg_ambassador_worker_lag_seconds", Gauge, Some(Unit::Seconds), "How long ago the slowest worker's event loop was last seen to turn.";
 }
@@ -168,12 +168,9 @@ impl Histogram {
     }
 }
 
-/// The registry of all metrics.
-pub struct Telemetry {
-    recorder: PrometheusRecorder,
-    handle: PrometheusHandle,
-    histograms: Mutex<Vec<Registered>>,
-}
+/// The histograms that are recorded to.
+#[derive(Default)]
+pub struct Telemetry(Mutex<Vec<Registered>>);
 
 /// A histogram, and where its lines belong.
 struct Registered {
@@ -195,37 +192,7 @@ impl std::fmt::Debug for Telemetry {
 }
 
 impl Telemetry {
-    /// An empty registry.
-    pub fn new() -> Self {
-        let recorder = PrometheusBuilder::new().build_recorder();
-        for metric in ALL {
-            let (name, unit, help) = (metric.name.into(), metric.unit, metric.help.into());
-            match metric.kind {
-                Kind::Counter => recorder.describe_counter(name, unit, help),
-                Kind::Gauge => recorder.describe_gauge(name, unit, help),
-                Kind::Histogram => {}
-            }
-        }
-        let handle = recorder.handle();
-        Self { recorder, handle, histograms: Mutex::default() }
-    }
-
-    fn key(metric: &Metric, labels: &[(&'static str, &str)]) -> Key {
-        let labels: Vec<Label> = labels.iter().map(|(k, v)| Label::new(*k, (*v).to_owned())).collect();
-        Key::from_parts(metric.name, labels)
-    }
-
-    /// Sets a counter to what was counted elsewhere.
-    pub fn set(&self, metric: &Metric, labels: &[(&'static str, &str)], value: u64) {
-        self.recorder.register_counter(&Self::key(metric, labels), &METADATA).absolute(value);
-    }
-
-    /// Sets a gauge.
-    pub fn gauge(&self, metric: &Metric, labels: &[(&'static str, &str)], value: f64) {
-        self.recorder.register_gauge(&Self::key(metric, labels), &METADATA).set(value);
-    }
-
-    /// The histogram of these labels, which can be recorded to.
+    /// The histogram of these labels, which can be recorded to. It is forgotten when nobody has it any more.
     pub fn histogram(&self, metric: &Metric, labels: &[(&'static str, &str)]) -> Arc<Histogram> {
         let labels = write_labels(labels);
         let mut histograms = self.histograms();
@@ -238,13 +205,63 @@ impl Telemetry {
     }
 
     fn histograms(&self) -> MutexGuard<'_, Vec<Registered>> {
-        self.histograms.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut histograms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        histograms.retain(|registered| Arc::strong_count(&registered.histogram) > 1);
+        histograms
+    }
+}
+
+/// Everything that is told at one moment.
+///
+/// It is made anew each time. What clients make up must not add up, and the counters of a pool that was forgotten begin
+/// again with 0 when it comes back: Prometheus takes that for what it is, where one that stands still until the new count
+/// has passed the old one would be wrong.
+pub struct Page {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+}
+
+impl std::fmt::Debug for Page {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Page")
+    }
+}
+
+impl Page {
+    /// An empty one.
+    pub fn new() -> Self {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        for metric in ALL {
+            let (name, unit, help) = (metric.name.into(), metric.unit, metric.help.into());
+            match metric.kind {
+                Kind::Counter => recorder.describe_counter(name, unit, help),
+                Kind::Gauge => recorder.describe_gauge(name, unit, help),
+                Kind::Histogram => {}
+            }
+        }
+        let handle = recorder.handle();
+        Self { recorder, handle }
     }
 
-    /// Everything, as Prometheus reads it.
-    pub fn render(&self) -> String {
+    fn key(metric: &Metric, labels: &[(&'static str, &str)]) -> Key {
+        let labels: Vec<Label> = labels.iter().map(|(k, v)| Label::new(*k, (*v).to_owned())).collect();
+        Key::from_parts(metric.name, labels)
+    }
+
+    /// Tells what was counted elsewhere.
+    pub fn set(&self, metric: &Metric, labels: &[(&'static str, &str)], value: u64) {
+        self.recorder.register_counter(&Self::key(metric, labels), &METADATA).absolute(value);
+    }
+
+    /// Tells what something is now.
+    pub fn gauge(&self, metric: &Metric, labels: &[(&'static str, &str)], value: f64) {
+        self.recorder.register_gauge(&Self::key(metric, labels), &METADATA).set(value);
+    }
+
+    /// All of it and the histograms, as Prometheus reads it.
+    pub fn render(&self, telemetry: &Telemetry) -> String {
         let mut out = self.handle.render();
-        let histograms = self.histograms();
+        let histograms = telemetry.histograms();
         for metric in ALL.iter().filter(|metric| matches!(metric.kind, Kind::Histogram)) {
             let mut of_metric = histograms.iter().filter(|histogram| histogram.name == metric.name).peekable();
             if of_metric.peek().is_some() {
@@ -258,7 +275,7 @@ impl Telemetry {
     }
 }
 
-impl Default for Telemetry {
+impl Default for Page {
     fn default() -> Self {
         Self::new()
     }
@@ -266,53 +283,20 @@ impl Default for Telemetry {
 
 static METADATA: Metadata<'static> = Metadata::new("pg_ambassador", Level::INFO, None);
 
-/// Changes the log level of a running program.
-#[derive(Clone)]
-pub struct LogLevel(Handle<Targets, Registry>);
-
-impl LogLevel {
-    /// Logs at another level from now on. The text was checked when it was resolved.
-    pub fn set(&self, level: &str) {
-        let _ = self.0.reload(targets(level));
-    }
-}
-
-/// What is logged at a level. Of libraries that handle secrets only what an operator should know, unless the level names
-/// them: what they trace is not ours to vouch for.
-fn targets(level: &str) -> Targets {
-    let targets: Targets = level.parse().unwrap_or_else(|_| Targets::new().with_default(tracing::Level::INFO));
-    let quiet = ["aws_", "hyper", "rustls"].into_iter().filter(|library| !level.contains(library));
-    let most = targets.default_level().unwrap_or(LevelFilter::OFF).min(LevelFilter::WARN);
-    quiet.fold(targets, |targets, library| targets.with_target(library, most))
-}
-
-/// Sets up logging to the standard error stream. To be called once.
-pub fn init_logs(config: &LogConfig) -> LogLevel {
-    let (filter, handle) = reload::Layer::new(targets(&config.level));
-    let output = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_target(false);
-    let output = match config.format {
-        LogFormat::Text => output.boxed(),
-        LogFormat::Json => output.json().flatten_event(true).boxed(),
-    };
-    // A second set-up can only come from a test in the same process: the first stays.
-    let _ = tracing_subscriber::registry().with(output.with_filter(filter)).try_init();
-    LogLevel(handle)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_histogram_counts_each_sample_once_and_in_every_bucket_from_its_own_on() {
-        let telemetry = Telemetry::new();
+        let telemetry = Telemetry::default();
         let labels = [("database", "a\"b\\c")];
         let histogram = telemetry.histogram(&QUERY_SECONDS, &labels);
         for us in [1, 100, 101, 2_000_000, 31_000_000] {
             histogram.record(Duration::from_micros(us));
         }
         assert!(Arc::ptr_eq(&histogram, &telemetry.histogram(&QUERY_SECONDS, &labels)));
-        let text = telemetry.render();
+        let text = Page::new().render(&telemetry);
         for line in [
             r#"pg_ambassador_query_seconds_bucket{database="a\"b\\c",le="0.0001"} 2"#,
             r#"pg_ambassador_query_seconds_bucket{database="a\"b\\c",le="0.00025"} 3"#,
@@ -324,5 +308,7 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
+        drop(histogram);
+        assert!(!Page::new().render(&telemetry).contains("query_seconds"), "nobody has it any more");
     }
 }

@@ -443,6 +443,29 @@ fn f33_a_server_that_breaks_the_protocol_while_busy_costs_its_owner_the_session_
 }
 
 #[test]
+fn f33_a_server_that_breaks_the_protocol_again_and_again_is_left_alone() {
+    let hostile = Hostile::start(move |visit: &mut Visit| {
+        visit.welcome()?;
+        while visit.read()?.tag != b'Q' {}
+        visit.send(&message(b'?', b""))?;
+        visit.wait_for_the_end()
+    });
+    let url = format!("postgres://127.0.0.1:{}/bad?sslmode=disable", hostile.port);
+    let ambassador = Ambassador::start(&[&url, "--pool-size", "1", "--checkout-timeout", "1s"]);
+    for _ in 0..3 {
+        let mut client = Client::login(ambassador.port, &[("user", "postgres"), ("database", "bad")]);
+        client.send(&query("select 1"));
+        assert_eq!(client.read_until(b"E").unwrap().last().unwrap().code(), "08P01");
+    }
+    let visits = hostile.visits();
+    let refused = Client::try_login(ambassador.port, &[("user", "postgres"), ("database", "bad")]);
+    let refused =
+        refused.map_or_else(|error| error.code(), |mut client| client.try_query("select 1").unwrap_err().code());
+    assert_eq!(refused, "57P03");
+    assert_eq!(hostile.visits(), visits, "nobody has called there again");
+}
+
+#[test]
 fn i16_an_error_that_lacks_everything_reaches_its_client_as_it_is() {
     for body in [b"\0".as_slice(), b"", b"Mx\0\0", b"C\0\0", b"SERROR\0C123456789\0\0", b"\xff\xfe\0\0"] {
         let hostile = Hostile::start(move |visit: &mut Visit| {

@@ -35,7 +35,7 @@ impl Exchange {
         let config = config::resolve(&Sources { flags: settings.to_vec(), ..Sources::default() }).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let handle = runtime.handle().clone();
-        let (interners, telemetry) = (Arc::new(Interners::default()), Arc::new(Telemetry::new()));
+        let (interners, telemetry) = (Arc::new(Interners::default()), Arc::new(Telemetry::default()));
         let directory = Directory::new(&config.directory, interners, telemetry, handle.clone()).unwrap();
         let (end, ended) = oneshot::channel();
         std::thread::spawn(move || drop(runtime.block_on(ended)));

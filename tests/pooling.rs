@@ -124,7 +124,8 @@ fn a_server_that_is_given_back_in_the_middle_of_a_message_serves_nobody_else() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let handle = tokio::runtime::Handle::current();
-        let directory = Directory::new(&config.directory, Arc::default(), Arc::new(Telemetry::new()), handle).unwrap();
+        let directory =
+            Directory::new(&config.directory, Arc::default(), Arc::new(Telemetry::default()), handle).unwrap();
         let pools = directory.pools("postgres", "postgres", Purpose::Clients, None).unwrap();
         let lease = || async { pools.lease_until(1, Instant::now() + PATIENCE).await.unwrap() };
         let first = lease().await;

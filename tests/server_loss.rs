@@ -67,6 +67,53 @@ fn f1_clients_do_not_notice_that_an_idle_server_was_terminated() {
 }
 
 #[test]
+fn each_way_to_lose_a_server_is_counted_by_its_reason() {
+    let chaos = Chaos::start(shared().port());
+    let ambassador = Ambassador::start(&[through(&chaos).as_str(), "--pool-size", "1"]);
+    let count = |name: &str, label: &str| {
+        let (_, page) = ambassador.http("/metrics");
+        let of = |line: &&str| line.starts_with(&format!("pg_ambassador_{name}{{")) && line.contains(label);
+        page.lines().filter(of).map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum::<u64>()
+    };
+    let lost = |reason: &str| count("server_closed_total", &format!("reason=\"{reason}\""));
+    let mut client = Client::new(ambassador.port);
+    client.query("select 1");
+    terminate(shared().port(), &backends(&ambassador));
+    assert_eq!(client.value("select 1"), "1");
+    assert_eq!((lost("admin_idle"), lost("admin_active")), (1, 0));
+    // The server goes on with what nobody waits for any more: each has a name of its own.
+    let sleep = |name: &str| format!("select pg_sleep(3600), 'loss {name}'");
+    let begin = |client: &mut Client, text: &str, name: &str| {
+        client.send(&query(format!("{text}{}", sleep(name))));
+        wait_until("it runs", || is_running(shared().port(), &format!("loss {name}")));
+    };
+    let code = |client: &mut Client| errors(&client.read_until(b"Z").unwrap())[0].1.clone();
+    begin(&mut client, "", "counted");
+    terminate(shared().port(), &backends(&ambassador));
+    assert_eq!(code(&mut client), "57P01");
+    assert_eq!((lost("admin_idle"), lost("admin_active")), (1, 1));
+    begin(&mut client, "", "by reset");
+    assert_eq!(chaos.end_all(How::Reset), 1);
+    assert_eq!(code(&mut client), "08006");
+    assert_eq!((lost("reset"), lost("closed")), (1, 0));
+    begin(&mut client, "", "by close");
+    assert_eq!(chaos.end_all(How::Close), 1);
+    assert_eq!(code(&mut client), "08006");
+    assert_eq!((lost("reset"), lost("closed")), (1, 1));
+    assert_eq!(count("txn_unknown_total", ""), 0, "nothing was committed");
+    begin(&mut client, "begin; select 1; commit; ", "unknown");
+    assert_eq!(chaos.end_all(How::Close), 1);
+    assert_eq!(code(&mut client), "08007");
+    assert_eq!(count("txn_unknown_total", ""), 1);
+    begin(&mut client, "", "left");
+    drop(client);
+    wait_until("it has left", || count("client_abort_total", "state=\"active\"") == 1);
+    let stranger = Client::try_login(ambassador.port, &[("user", "postgres"), ("database", "no such database")]);
+    assert_eq!(stranger.err().unwrap().code(), "3D000");
+    assert_eq!(count("server_connect_errors_total", "sqlstate=\"3D000\""), 1);
+}
+
+#[test]
 fn i21_after_all_idle_servers_were_terminated_many_clients_see_no_error() {
     let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "8"]);
     let port = ambassador.port;

@@ -3,7 +3,10 @@
 use crate::support::client::{Message, message, query};
 use crate::support::{Ambassador, Client, shared, url, wait_until};
 use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Resident memory of the ambassador, in bytes.
@@ -78,20 +81,20 @@ fn who_is_there_and_does_not_read_for_a_while_is_not_taken_for_gone() {
     let through = format!("{}&tcp_user_timeout=500", url(cluster));
     let ambassador = Ambassador::start(&[&through, "--pool-size", "2", "--set", "tcp.user_timeout=500ms"]);
     let mut direct = Client::new(cluster.port());
-    direct.query("drop table if exists slow_copy; create table slow_copy (x text)");
-    direct.query("begin; lock table slow_copy");
+    direct.query("drop table if exists slow_lock; create table slow_lock (x text)");
+    direct.query("begin; lock table slow_lock");
     // A client that looks at the first page of a long result.
     let mut reader = Client::new(ambassador.port);
     reader.send(&query("select repeat('slow', 250) from generate_series(1, 40000)"));
     // And a server that waits for a lock before it reads what is copied.
     let mut writer = Client::new(ambassador.port);
     let line = [b"x".repeat(1023), b"\n".to_vec()].concat();
-    let data = [query("copy slow_copy from stdin"), message(b'd', &line).repeat(16 * 1024), message(b'c', b"")];
+    let data = [query("copy slow_lock from stdin"), message(b'd', &line).repeat(16 * 1024), message(b'c', b"")];
     let sender = std::thread::spawn(move || {
         writer.send(&data.concat());
         writer
     });
-    let waits = "select count(*) from pg_locks where not granted and relation = 'slow_copy'::regclass";
+    let waits = "select count(*) from pg_locks where not granted and relation = 'slow_lock'::regclass";
     wait_until("the COPY waits", || direct.value(waits) == "1");
     // Nobody says when the system would lose its patience: after half a second, and the time of a probe.
     std::thread::sleep(Duration::from_secs(2));
@@ -100,9 +103,72 @@ fn who_is_there_and_does_not_read_for_a_while_is_not_taken_for_gone() {
     let messages = sender.join().unwrap().read_until(b"Z").unwrap();
     let tags: Vec<u8> = messages.iter().map(|message| message.tag).collect();
     assert_eq!(tags, b"GCZ");
-    assert_eq!(direct.value("select count(*) from slow_copy"), (16 * 1024).to_string());
+    assert_eq!(direct.value("select count(*) from slow_lock"), (16 * 1024).to_string());
     // What was lifted for them is in force again.
     assert_eq!(reader.value("select 1"), "1");
+}
+
+/// A way to a server that can vanish: who is connected is not heard of any more, and nobody else gets an answer either.
+struct Way {
+    port: u16,
+    vanished: Arc<AtomicBool>,
+    crowd: Vec<TcpStream>,
+}
+
+impl Way {
+    fn to(target: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let vanished = Arc::<AtomicBool>::default();
+        let flag = Arc::clone(&vanished);
+        std::thread::spawn(move || {
+            // One connection that nobody takes fills the queue of those: whoever knocks then hears nothing.
+            socket2::SockRef::from(&listener).listen(0).unwrap();
+            while !flag.load(Ordering::SeqCst) {
+                let Ok((near, _)) = listener.accept() else { return };
+                let Ok(far) = TcpStream::connect(("127.0.0.1", target)) else { return };
+                let ways = [(near.try_clone().unwrap(), far.try_clone().unwrap()), (far, near)];
+                for (mut from, mut to) in ways {
+                    let flag = Arc::clone(&flag);
+                    std::thread::spawn(move || {
+                        let mut chunk = [0; 4096];
+                        while let Ok(read) = from.read(&mut chunk) {
+                            if flag.load(Ordering::SeqCst) {
+                                std::thread::sleep(Duration::from_secs(30));
+                            }
+                            if read == 0 || to.write_all(&chunk[..read]).is_err() {
+                                return;
+                            }
+                        }
+                    });
+                }
+            }
+            std::thread::sleep(Duration::from_secs(30));
+        });
+        Self { port: address.port(), vanished, crowd: Vec::new() }
+    }
+
+    fn vanish(&mut self) {
+        self.vanished.store(true, Ordering::SeqCst);
+        let address = ([127, 0, 0, 1], self.port).into();
+        while let Ok(one) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+            self.crowd.push(one);
+        }
+    }
+}
+
+#[test]
+fn f06_a_server_that_vanishes_behind_much_that_it_was_sent_is_missed() {
+    let mut way = Way::to(shared().port());
+    let through = format!("postgres://127.0.0.1:{}/?sslmode=disable&tcp_user_timeout=1000", way.port);
+    let ambassador = Ambassador::start(&[&through, "--pool-size", "1"]);
+    let mut client = Client::new(ambassador.port);
+    assert_eq!(client.value("select 1"), "1");
+    way.vanish();
+    let answer = client.exchange(&query(format!("select length('{}')", "x".repeat(48 * 1024))));
+    assert_eq!(answer[0].tag, b'E', "{answer:?}");
+    assert_eq!(answer[0].code(), "08006");
+    assert_eq!(answer.last().unwrap().tag, b'Z');
 }
 
 /// Reads a result and throws it away; gives the size of it.

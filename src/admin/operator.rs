@@ -49,6 +49,8 @@ pub struct Operator {
     pub started: AtomicBool,
     /// Reloads that were applied, and that were refused.
     pub reloads: [AtomicU64; 2],
+    /// Lines that were left out of the log.
+    pub log_lines_left_out: AtomicU64,
     /// Since when each worker's event loop was last seen to turn, in milliseconds since `born`.
     pub heartbeats: Vec<AtomicU64>,
     /// When the process started.
@@ -100,6 +102,7 @@ impl Operator {
             draining: AtomicBool::new(false),
             started: AtomicBool::new(false),
             reloads: [AtomicU64::new(0), AtomicU64::new(0)],
+            log_lines_left_out: AtomicU64::new(0),
             heartbeats: (0..workers).map(|_| AtomicU64::new(0)).collect(),
             born: Instant::now(),
             start,
@@ -141,6 +144,7 @@ impl Operator {
             start: self.start,
             reloads: self.reloads[0].load(Ordering::Relaxed),
             failed_reloads: self.reloads[1].load(Ordering::Relaxed),
+            log_lines_left_out: self.log_lines_left_out.load(Ordering::Relaxed),
             worker_lag: self.worker_lag(),
         };
         metrics::render(&self.telemetry, &self.context, vitals)

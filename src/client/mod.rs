@@ -7,6 +7,7 @@ pub mod entry;
 mod hearing;
 pub mod limits;
 pub mod login;
+mod lookout;
 mod peer;
 mod relay;
 mod route;
@@ -19,6 +20,7 @@ pub use login::{AuthQuery, Door, DoorTls};
 use crate::access_log::AccessLog;
 use crate::auth::UserList;
 use crate::auth::scram::Mock;
+use crate::counter::ByState;
 use crate::credentials::{BoxFuture, PassThrough, Proof};
 use crate::listen::Hubs;
 use crate::net::Stream;
@@ -79,7 +81,9 @@ pub struct Counters {
     /// Connections that could not be accepted.
     pub accept_errors: AtomicU64,
     /// Logins that failed.
-    pub refused: AtomicU64,
+    pub refused: ByState,
+    /// Clients that we have ended, and told why.
+    pub ended: ByState,
     /// Logins that took too long.
     pub timeouts: AtomicU64,
     /// Clients that broke the protocol.
@@ -176,7 +180,10 @@ fn conclude_session(context: &Context, id: u64, end: End) {
             context.counters.panics.fetch_add(1, Ordering::Relaxed);
             tracing::error!(client = id, "a bug of the pooler ended this client's connection; please report it");
         }
-        End::Ended(report) => tracing::info!(client = id, sqlstate = %report.code, "closed: {}", report.message),
+        End::Ended(report) => {
+            context.counters.ended.count(report.code);
+            tracing::info!(client = id, sqlstate = %report.code, "closed: {}", report.message);
+        }
     }
 }
 
@@ -258,7 +265,7 @@ async fn conclude(context: &Context, stream: Option<Stream>, unsent: Vec<u8>, en
             }
         }
         Ended::Refused(report) => {
-            context.counters.refused.fetch_add(1, Ordering::Relaxed);
+            context.counters.refused.count(report.code);
             tracing::info!(peer = peer.map(tracing::field::display), sqlstate = %report.code, "refused: {}", report.message);
             if let Some(stream) = stream {
                 let _ = tokio::time::timeout(Duration::from_secs(1), login::refuse(stream, unsent, &report)).await;

@@ -9,11 +9,12 @@ use super::cleanup;
 use super::entry::{ClientState, Listed, Order};
 use super::hearing::Hearing;
 use super::limits::Limits;
+use super::lookout;
 use super::route::{self, Go, LOOK_AGAIN, Router};
 use crate::access_log::AccessLog;
 use crate::listen::Hubs;
 use crate::net::{Stream, scratch};
-use crate::pool::{Lease, LeaseError, Member, Pool, PoolSet, Stats, View, Wait, Wish};
+use crate::pool::{Departure, Lease, LeaseError, Loss, Member, Pool, PoolSet, Stats, View, Wait, Wish};
 use crate::routing::{Destination, Preference};
 use crate::session::{
     AtRest, Interners, Next, Outbound, OwnRequest, Parting, Pins, PoolMode, ServerLoss, Session, Taken, Violation,
@@ -177,6 +178,8 @@ pub(super) struct Relay {
     /// Somebody needs the server that it only likes to keep: it goes back when what it does now is done.
     wanted_back: bool,
     timer: Option<Pin<Box<Sleep>>>,
+    /// A look for the server, while that says nothing to a lot that it was sent.
+    pub(super) lookout: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     pub(super) clock: Clock,
     pub(super) tally: Tally,
     /// What the access log is to say of its requests, if there is one.
@@ -327,6 +330,7 @@ impl Relay {
             pins: Pins::NONE,
             wanted_back: false,
             timer: None,
+            lookout: None,
             clock: Clock { heard: Some(Instant::now()), ..Clock::default() },
             tally: Tally::default(),
             access,
@@ -533,9 +537,9 @@ impl Relay {
             scratch.input[..kept].copy_from_slice(&server.input);
             let read = match server.stream.poll_read(cx, &mut scratch.input[kept..kept + scratch::READ]) {
                 Poll::Pending => return Ok(Poll::Pending),
-                Poll::Ready(Ok(0)) => return Ok(Poll::Ready(Ok(Read::Lost(lost(None))))),
+                Poll::Ready(Ok(0)) => return Ok(Poll::Ready(Ok(lost(None)))),
                 Poll::Ready(Ok(read)) => read,
-                Poll::Ready(Err(error)) => return Ok(Poll::Ready(Ok(Read::Lost(lost(Some(&error)))))),
+                Poll::Ready(Err(error)) => return Ok(Poll::Ready(Ok(lost(Some(&error))))),
             };
             let data = &scratch.input[..kept + read];
             let mut out = Outbound::new(data, &mut scratch.head);
@@ -557,7 +561,10 @@ impl Relay {
                     scratch::keep(&mut server.input, &data[taken.bytes..]);
                     Ok(Read::Handled)
                 }
-                Err(Violation::Ended(report) | Violation::Begin(report)) => Ok(Read::Lost(report)),
+                Err(Violation::Ended(report) | Violation::Begin(report)) => {
+                    let loss = said(report.code);
+                    Ok(Read::Lost(report, loss))
+                }
                 Err(Violation::Replay(report)) => Ok(Read::Refused(
                     Report::ours(report.code, format!("the session's settings cannot be applied: {}", report.message))
                         .hint("RESET the setting, or set it to a value that exists."),
@@ -575,13 +582,16 @@ impl Relay {
             Poll::Ready(read) => {
                 match read? {
                     Read::Handled => self.after_server_input()?,
-                    Read::Lost(report) => self.server_lost(&report)?,
+                    Read::Lost(report, loss) => self.server_lost(&report, loss)?,
                     Read::Refused(report) => self.server_refused(&report)?,
                     Read::Final(report) => {
                         self.drop_server();
                         return Err(Stop::Told(report));
                     }
                     Read::Broken(error) => {
+                        if let Server::Leased(lease) = &self.server {
+                            lease.pool().note_violation(lease.side.owes_an_outcome());
+                        }
                         tracing::warn!(client = self.listed.entry.id, %error, "server protocol violation");
                         let report = Report::ours(SqlState::PROTOCOL_VIOLATION, "server protocol violation")
                             .detail(error.to_string())
@@ -891,7 +901,7 @@ impl Relay {
     /// The server does not take the client's settings, and no other one will.
     fn server_refused(&mut self, report: &Report) -> Result<(), Stop> {
         let (waits, before) = (self.quiet, self.output.len());
-        self.server_lost(report)?;
+        self.server_lost(report, Loss::Settings)?;
         // A frame that has waited for that is not owed an answer yet, and would wait for the same again.
         if waits && self.output.len() == before && matches!(self.server, Server::None) && !self.input.is_empty() {
             self.refuse(report)?;
@@ -899,13 +909,14 @@ impl Relay {
         Ok(())
     }
 
-    fn server_lost(&mut self, report: &Report) -> Result<(), Stop> {
+    fn server_lost(&mut self, report: &Report, loss: Loss) -> Result<(), Stop> {
         let Server::Leased(lease) = &mut self.server else { return Ok(()) };
+        let loss = if lease.side.is_crashing() { Loss::Crash } else { loss };
         tracing::warn!(
             client = self.listed.entry.id, server = lease.entry.id, node = %lease.entry.target.address,
-            sqlstate = %report.code, "lost a server connection in use: {}", report.message
+            reason = loss.as_str(), sqlstate = %report.code, "lost a server connection in use: {}", report.message
         );
-        lease.pool().stats.count_lost();
+        lease.pool().stats.count_lost(loss, lease.side.owes_an_outcome());
         if let Some(router) = &self.router {
             router.lost(lease.pool().node.id);
         }
@@ -1412,7 +1423,7 @@ impl Relay {
             at(self.clock.heard, self.idle_transaction_limit());
         }
         if limits.any {
-            at(self.clock.running(), limits.query);
+            at(self.running(), limits.query);
             at(self.clock.transaction, limits.transaction);
             if self.clock.request.is_none() && self.clock.waiting.is_none() {
                 at(
@@ -1424,6 +1435,14 @@ impl Relay {
         next
     }
 
+    /// Since when the request runs that is answered next, if it is one that should end.
+    fn running(&self) -> Option<Instant> {
+        match &self.server {
+            Server::Leased(lease) if lease.side.is_streaming() => None,
+            Server::Leased(_) | Server::Waiting(_) | Server::None => self.clock.running(),
+        }
+    }
+
     /// How long a transaction that holds no server may be idle: as long as its server would let it be.
     fn idle_transaction_limit(&self) -> Duration {
         let own = self.session.idle_transaction_limit();
@@ -1431,6 +1450,11 @@ impl Relay {
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {
+        let unheard = matches!(&self.server, Server::Leased(lease) if lease.stream.is_unheard());
+        if (unheard || self.lookout.is_some()) && self.poll_lookout(cx).is_ready() {
+            self.server_lost(&lookout::out_of_reach(), Loss::Timeout)?;
+            return Ok(Step::Progress);
+        }
         let Some(deadline) = self.next_deadline() else { return Ok(Step::Stuck) };
         // A timer that goes off too early costs one look; one that is set anew for each query costs every time.
         if let Some(timer) = &mut self.timer
@@ -1480,7 +1504,7 @@ impl Relay {
                 .notice()
                 .write(&mut self.output);
         }
-        if is_up(self.clock.running(), limits.query) {
+        if is_up(self.running(), limits.query) {
             let report = Report::ours(SqlState::QUERY_CANCELED, "query timeout")
                 .detail(format!("query_timeout is {:?}; the query was cancelled.", limits.query))
                 .hint("Raise query_timeout, or set statement_timeout, which ends the query and not the connection.");
@@ -1549,6 +1573,15 @@ impl Relay {
                 }
                 let mid_frame = lease.side.is_mid_frame();
                 let left = matches!(stop, Stop::Client(End::Left));
+                let midst = match &lease.side {
+                    side if side.in_copy_in() => Some(Departure::CopyIn),
+                    side if side.is_busy() => Some(Departure::Active),
+                    side if side.tx().is_open() => Some(Departure::InTransaction),
+                    _ => None,
+                };
+                if let Some(midst) = midst.filter(|_| matches!(stop, Stop::Client(End::Left | End::Io(_)))) {
+                    lease.pool().stats.count_departure(midst);
+                }
                 self.listed.entry.detach();
                 let mode = self.session.mode();
                 cleanup::after_client(lease, self.session, mode, left, &self.upstream.limits, now);
@@ -1617,7 +1650,7 @@ enum Asked {
 /// What came of reading the server.
 enum Read {
     Handled,
-    Lost(Report),
+    Lost(Report, Loss),
     /// It does not take the client's settings.
     Refused(Report),
     Final(Report),
@@ -1647,13 +1680,30 @@ fn idle_in_transaction() -> Report {
     Report::as_postgres(SqlState::IDLE_IN_TRANSACTION_TIMEOUT, words)
 }
 
-fn lost(error: Option<&io::Error>) -> Report {
+/// How a server is lost that has given this reason.
+fn said(code: SqlState) -> Loss {
+    match code {
+        SqlState::ADMIN_SHUTDOWN => Loss::AdminActive,
+        SqlState::CRASH_SHUTDOWN => Loss::Crash,
+        SqlState::SERIALIZATION_FAILURE => Loss::Conflict,
+        _ => Loss::Server,
+    }
+}
+
+fn lost(error: Option<&io::Error>) -> Read {
+    let loss = match error.map(io::Error::kind) {
+        None => Loss::Closed,
+        Some(io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable) => {
+            Loss::Timeout
+        }
+        Some(_) => Loss::Reset,
+    };
     let report = Report::ours(SqlState::CONNECTION_FAILURE, "the server closed the connection unexpectedly");
     let report = match error {
         None => report.detail("It has sent no word of why."),
         Some(error) => report.detail(error.to_string()),
     };
-    report.hint("See the server's log, and run again what was not committed.")
+    Read::Lost(report.hint("See the server's log, and run again what was not committed."), loss)
 }
 
 /// Writes both parts as far as the socket takes them now, and keeps the rest in `kept`, which what comes must stay behind.

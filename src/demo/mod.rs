@@ -8,9 +8,9 @@ use crate::ambassador::Ambassador;
 use crate::args;
 use crate::client::entry::ClientState;
 use crate::config::{self, Fault, Sources};
+use crate::logs;
 use crate::pool::Totals;
 use crate::routing::{NodeId, NodeView, Role};
-use crate::telemetry;
 use binaries::Binaries;
 use cluster::{Cluster, Options, SUPERUSER};
 use std::collections::HashMap;
@@ -89,7 +89,7 @@ pub fn run(options: &args::Demo) -> Result<(), DemoError> {
     };
     let faults = |faults: Vec<Fault>| faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
     let config = config::resolve(&sources).map_err(|list| DemoError::Config(faults(list)))?;
-    let log = telemetry::init_logs(&config.log);
+    let log = logs::begin(&config.log);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let ambassador = Ambassador::start(config, sources, log).await?;

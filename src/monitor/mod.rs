@@ -546,6 +546,7 @@ impl Shared {
             | DialError::Tls { .. }
             | DialError::TlsRefused { .. }
             | DialError::Broken { .. }
+            | DialError::LeftAlone { .. }
             | DialError::Timeout { .. } => Trouble::Unreachable(error.to_string().into()),
         })?;
         let link = Link::new(server).await.map_err(|error| match error {

@@ -6,7 +6,7 @@ use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerCon
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A connection to a client or to a server.
 pub struct Stream {
@@ -27,6 +27,8 @@ struct Patience {
     lifted: bool,
     /// What it was, in milliseconds; 0 for none.
     limit: u32,
+    /// When it was lifted.
+    since: Option<Instant>,
 }
 
 /// What a peer has room for in any case, whether it reads or not. Some systems begin with 64 KiB.
@@ -52,6 +54,7 @@ impl Patience {
     #[cold]
     fn lift(&mut self, socket: &Socket) {
         self.lifted = true;
+        self.since = Some(Instant::now());
         let limit = socket.lift_user_timeout().unwrap_or_default();
         self.limit = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
     }
@@ -136,6 +139,20 @@ impl Stream {
     /// The TLS connection, if it is one.
     pub fn tls(&self) -> Option<&Connection> {
         self.tls.as_ref().map(|tls| &tls.connection)
+    }
+
+    /// Whether the peer was sent more than it may have room for and was not heard of since: nobody but we would find out that
+    /// it is gone.
+    #[inline]
+    pub fn is_unheard(&self) -> bool {
+        self.patience.lifted
+    }
+
+    /// Since when that is so, and how long it may be before the peer should be looked for, if there is a limit
+    /// (`user_timeout`).
+    pub fn unheard(&self) -> Option<(Instant, Duration)> {
+        let Patience { lifted, limit, since, .. } = self.patience;
+        since.filter(|_| lifted && limit > 0).map(|since| (since, Duration::from_millis(limit.into())))
     }
 
     /// The socket beneath.
@@ -259,6 +276,15 @@ impl Stream {
         }
     }
 
+    /// What has come and was not read, without taking it: nothing if it is encrypted.
+    pub fn peek<'a>(&self, buf: &'a mut [u8]) -> &'a [u8] {
+        if self.tls.is_some() {
+            return &[];
+        }
+        let peeked = self.socket.read_now(buf, true);
+        &buf[..peeked.ok().flatten().unwrap_or_default()]
+    }
+
     /// Whether the peer has closed. Asks the kernel, without waiting; what the peer may have sent is not looked at.
     pub fn is_closed(&self) -> bool {
         matches!(self.socket.read_now(&mut [0], true), Ok(Some(0)) | Err(_))
@@ -309,7 +335,10 @@ impl Tls {
             let mut bytes = pending.as_slice();
             self.feed(&mut bytes, buf, filled)?;
             self.pending = bytes.to_vec();
-            return Ok(None);
+            // What there was may have been nothing but the end.
+            if *filled > 0 || !self.pending.is_empty() {
+                return Ok(None);
+            }
         }
         match self.connection.reader().read(&mut buf[*filled..]) {
             Ok(0) if *filled < buf.len() => Ok(Some(0)),

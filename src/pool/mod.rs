@@ -28,7 +28,7 @@ pub use node::Node;
 pub use poolset::{Full, Member, PoolSet, View};
 pub use queue::Wish;
 pub use routes::{Learned, Record, Routes};
-pub use stats::{Stats, Totals};
+pub use stats::{Departure, Loss, Stats, Totals};
 
 use crate::credentials::{Credential, Source};
 use crate::routing::Load;
@@ -384,7 +384,7 @@ impl Pool {
         let mut server = server;
         let hot = now.saturating_duration_since(server.idle_since) < HOT;
         let suspect = !hot || server.stream.may_be_readable();
-        if self.is_outdated(&server, now) || (suspect && server.is_stale()) {
+        if self.is_outdated(&server, now) || (suspect && self.is_lost(&mut server)) {
             self.stats.count_stale();
             server.close();
             return None;
@@ -394,6 +394,25 @@ impl Pool {
         server.entry.set_client(client, now);
         self.stats.count_assignment();
         Some(server)
+    }
+
+    /// Whether an idle connection is closed, or has something to say that nobody asked for.
+    fn is_lost(&self, server: &mut Server) -> bool {
+        let is_stale = server.is_stale();
+        if is_stale {
+            self.note_idle_loss(server);
+        }
+        is_stale
+    }
+
+    #[cold]
+    fn note_idle_loss(&self, server: &Server) {
+        let loss = if server.was_ended_by_admin() { Loss::AdminIdle } else { Loss::Idle };
+        self.stats.count_loss(loss);
+        tracing::info!(
+            pool = %self.name, server = server.entry.id, node = %self.node.address, reason = loss.as_str(),
+            "an idle server connection was lost"
+        );
     }
 
     /// Whether it was made before the last RECONNECT or change of the target.
@@ -672,6 +691,17 @@ impl Pool {
         // First: a login that is over by now has left its connection.
         let logins = *lock(&self.logins);
         logins == 0 && self.connections() == 0 && lock(&self.apart).is_empty()
+    }
+
+    /// A connection of its has broken the protocol while a client had it; `unknown` if it owed the answer to a COMMIT.
+    pub fn note_violation(&self, unknown: bool) {
+        self.stats.count_lost(Loss::Protocol, unknown);
+        if lock(&self.backoff).violated(Instant::now()) {
+            let error = DialError::LeftAlone { address: self.node.address.clone() };
+            tracing::error!(pool = %self.name, "{error}");
+            *lock(&self.last_error) = Some(Arc::new(error));
+            self.reconnect();
+        }
     }
 
     fn dial_succeeded(&self) {
@@ -1027,7 +1057,11 @@ impl Pool {
         let cut_off = !self.source().is_ready(&self.node.address);
         let mut spare = self.connections().saturating_sub(config.min_idle);
         let removed = self.queue.retain(|server| {
-            if self.is_outdated(server, now) || server.stream.is_closed() {
+            if self.is_outdated(server, now) {
+                return false;
+            }
+            if server.stream.is_closed() {
+                self.note_idle_loss(server);
                 return false;
             }
             let unused = now.saturating_duration_since(server.idle_since);

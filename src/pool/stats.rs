@@ -1,11 +1,72 @@
 //! What has happened in a pool: counters that every worker adds to and every console reads.
 
+use crate::counter::ByState;
 use crate::counter::Sharded;
+use crate::server::DialError;
+use crate::server::dial::Verdict;
 use crate::session::{Pin, Pins};
 use crate::telemetry::{self, Histogram, Telemetry};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+macro_rules! kinds {
+    ($(#[$doc:meta])* $name:ident { $($(#[$of:meta])* $kind:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name { $($(#[$of])* $kind,)+ }
+
+        impl $name {
+            /// All there are.
+            pub const ALL: [Self; [$($text),+].len()] = [$(Self::$kind),+];
+
+            /// As metrics and logs name it.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$kind => $text,)+ }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// How a connection came to its end that nobody here had ended (faults.md F1 to F6, F12, F33).
+    Loss {
+        /// An operator or a shutdown of the server ended it while it was idle.
+        AdminIdle = "admin_idle",
+        /// The same while a client had it.
+        AdminActive = "admin_active",
+        /// It was found closed, or with something to say, when it was idle.
+        Idle = "idle",
+        /// Another process of the server has crashed, and all were ended.
+        Crash = "crash",
+        /// It stood in the way of a standby's recovery.
+        Conflict = "recovery_conflict",
+        /// The server ended it for another reason, which it gave.
+        Server = "server",
+        /// It was reset.
+        Reset = "reset",
+        /// It ended without a word.
+        Closed = "closed",
+        /// Nothing was heard of the server any more.
+        Timeout = "timeout",
+        /// The server broke the protocol.
+        Protocol = "protocol",
+        /// It did not take the settings of its client's session.
+        Settings = "settings",
+    }
+}
+
+kinds! {
+    /// In the midst of what a client left (faults.md F25, F26).
+    Departure {
+        /// A COPY that it was sending.
+        CopyIn = "copy_in",
+        /// Something that was not answered.
+        Active = "active",
+        /// A transaction.
+        InTransaction = "in_transaction",
+    }
+}
 
 macro_rules! totals {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
@@ -14,6 +75,8 @@ macro_rules! totals {
         struct Counted {
             $($name: AtomicU64,)+
             pins: [AtomicU64; Pin::ALL.len()],
+            losses: [AtomicU64; Loss::ALL.len()],
+            departures: [AtomicU64; Departure::ALL.len()],
         }
 
         /// The counters at one moment.
@@ -55,6 +118,7 @@ macro_rules! totals {
 #[derive(Default)]
 pub struct Stats {
     counted: Sharded<Counted>,
+    connect_errors: ByState,
     meters: OnceLock<Meters>,
 }
 
@@ -101,6 +165,10 @@ totals! {
     leaks,
     /// Questions to servers about what their clients have left there.
     surveys,
+    /// Transactions whose COMMIT was under way when their server was lost.
+    unknown_outcomes,
+    /// Credentials of ours that the server has refused.
+    refused_credentials,
 }
 
 /// Histograms of what takes time.
@@ -141,8 +209,17 @@ impl Stats {
         self.count(|counted| &counted.timeouts);
     }
 
-    pub(super) fn count_dial_error(&self) {
+    pub(super) fn count_dial_error(&self, error: &DialError) {
         self.count(|counted| &counted.dial_errors);
+        self.connect_errors.count(error.sqlstate());
+        if error.verdict() == Verdict::Credential {
+            self.count(|counted| &counted.refused_credentials);
+        }
+    }
+
+    /// Failed attempts to connect, by SQLSTATE.
+    pub fn connect_errors(&self) -> Vec<(String, u64)> {
+        self.connect_errors.all()
     }
 
     /// Begins to record histograms. Not before a first connection was made: names that clients make up must not become
@@ -195,9 +272,35 @@ impl Stats {
         }
     }
 
-    /// A connection was lost while a client had it.
-    pub fn count_lost(&self) {
+    /// A connection was lost while a client had it; `unknown` if it was waiting for the answer to a COMMIT.
+    pub fn count_lost(&self, loss: Loss, unknown: bool) {
         self.count(|counted| &counted.lost);
+        self.count_loss(loss);
+        if unknown {
+            self.count(|counted| &counted.unknown_outcomes);
+        }
+    }
+
+    /// A connection was lost.
+    pub(super) fn count_loss(&self, loss: Loss) {
+        self.count(|counted| &counted.losses[loss as usize]);
+    }
+
+    /// How often connections were lost, by reason.
+    pub fn losses(&self) -> impl Iterator<Item = (Loss, u64)> {
+        let count = |loss: Loss| self.counted.all().map(|of| of.losses[loss as usize].load(Ordering::Relaxed)).sum();
+        Loss::ALL.into_iter().map(move |loss| (loss, count(loss)))
+    }
+
+    /// A client left in the midst of something.
+    pub fn count_departure(&self, of: Departure) {
+        self.count(|counted| &counted.departures[of as usize]);
+    }
+
+    /// How often clients have left in the midst of something.
+    pub fn departures(&self) -> impl Iterator<Item = (Departure, u64)> {
+        let count = |of: Departure| self.counted.all().map(|c| c.departures[of as usize].load(Ordering::Relaxed)).sum();
+        Departure::ALL.into_iter().map(move |of| (of, count(of)))
     }
 
     /// A client keeps its server, for reasons of which those in `before` are known already.

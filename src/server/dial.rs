@@ -136,6 +136,12 @@ pub enum DialError {
         /// Why.
         why: String,
     },
+    /// It was not tried: the server is left alone (faults.md F33).
+    #[error("{address} has broken the protocol again and again, and is left alone for a while")]
+    LeftAlone {
+        /// Where.
+        address: Address,
+    },
     /// It took too long.
     #[error("the login at {address} took longer than {limit:?}")]
     Timeout {
@@ -180,6 +186,7 @@ impl DialError {
             | Self::Broken { .. }
             // Its source backs off by itself.
             | Self::NoCredential { .. }
+            | Self::LeftAlone { .. }
             | Self::Timeout { .. } => Verdict::Retry,
             Self::TlsRefused { .. } | Self::Proof { .. } => Verdict::Credential,
             Self::Refused { report, .. } => match report.code {
@@ -195,6 +202,11 @@ impl DialError {
         }
     }
 
+    /// What to count it under.
+    pub fn sqlstate(&self) -> SqlState {
+        self.server_report().map_or(SqlState::CANNOT_CONNECT, |report| report.code)
+    }
+
     /// The server's own error, if it made one.
     pub fn server_report(&self) -> Option<&Report> {
         match self {
@@ -205,6 +217,7 @@ impl DialError {
             | Self::Broken { .. }
             | Self::Proof { .. }
             | Self::NoCredential { .. }
+            | Self::LeftAlone { .. }
             | Self::Timeout { .. } => None,
         }
     }

@@ -12,6 +12,8 @@ pub use exchange::{Exchange, ExchangeError};
 use crate::net::Stream;
 use crate::session::settings::Settings;
 use crate::session::{Params, ServerSide};
+use crate::wire::frame::HEADER;
+use crate::wire::{BackendTag, SqlState, backend};
 use std::sync::Arc;
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
@@ -74,6 +76,14 @@ impl Server {
     /// Whether it must not be handed out: closed, or with something to say that nobody asked for.
     pub fn is_stale(&mut self) -> bool {
         !self.input.is_empty() || !self.output.is_empty() || self.stream.is_stale()
+    }
+
+    /// Whether its last words are that an operator has ended it. They are looked for only on a connection without TLS.
+    pub fn was_ended_by_admin(&self) -> bool {
+        let mut words = [0; 512];
+        let words = self.stream.peek(&mut words);
+        words.first() == Some(&BackendTag::Error.byte())
+            && words.get(HEADER..).is_some_and(|body| backend::error(body).code == Some(SqlState::ADMIN_SHUTDOWN))
     }
 
     /// Says goodbye and closes.

@@ -41,8 +41,7 @@ impl Session {
         // The client may be in one that has begun on the server only with what it was sent last.
         let was_open = server.pipeline.tx.is_open() || self.tx.is_open();
         let Pipeline { owed, batch_of_client, skipping, .. } = std::mem::replace(&mut server.pipeline, Pipeline::new());
-        let commits = |kind| matches!(kind, Kind::Query { commits: true } | Kind::Execute { commits: true });
-        let unknown = owed.iter().any(|o| commits(o.kind));
+        let unknown = owed.iter().any(|owed| owed.kind.commits());
         // After the loss of an open transaction the client is in a failed one, unless its end was among what was asked.
         let status = if was_open && !unknown { TxStatus::Failed } else { TxStatus::Idle };
         let report = if unknown { unknown_outcome(cause) } else { cause.clone() };

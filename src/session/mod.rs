@@ -243,6 +243,8 @@ pub struct ServerSide {
     /// The last reported value of each reported setting.
     params: Params,
     prepared: ServerPrepared,
+    /// It has said that another process of the server has crashed, and that all of them end.
+    crashing: bool,
     /// Which client's unnamed statement it holds.
     unnamed: Option<u64>,
     /// How many messages of ours are on their way to make it so, and the batch of the last.
@@ -522,6 +524,7 @@ impl ServerSide {
             in_recovery: params.get("in_hot_standby") == Some("on"),
             params,
             prepared: ServerPrepared::default(),
+            crashing: false,
             unnamed: None,
             unnamed_pending: (0, 0),
             spare: None,
@@ -586,6 +589,21 @@ impl ServerSide {
             && !self.pipeline.batch_open
             && !self.pipeline.skipping
             && self.pipeline.copy != Copy::Both
+    }
+
+    /// Whether it has said that another process of the server has crashed.
+    pub fn is_crashing(&self) -> bool {
+        self.crashing
+    }
+
+    /// Whether an answer is owed that says how a COMMIT has ended.
+    pub fn owes_an_outcome(&self) -> bool {
+        self.pipeline.owed.iter().any(|owed| owed.kind.commits())
+    }
+
+    /// Whether it streams both ways: a replication connection, whose request never ends by itself.
+    pub fn is_streaming(&self) -> bool {
+        self.pipeline.copy == Copy::Both
     }
 
     /// Whether it waits for COPY data. Once their end was sent it does not: then it answers whatever comes behind.

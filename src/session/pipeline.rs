@@ -36,6 +36,13 @@ pub(super) enum Kind {
     Own,
 }
 
+impl Kind {
+    /// Whether a lost answer leaves a transaction's outcome unknown.
+    pub(super) fn commits(self) -> bool {
+        matches!(self, Self::Query { commits: true } | Self::Execute { commits: true })
+    }
+}
+
 /// What becomes of the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {

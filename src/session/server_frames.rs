@@ -87,6 +87,7 @@ impl Session {
             }
             BackendTag::Notice => {
                 let pass = server.front_fate() == Fate::Forward;
+                server.crashing |= backend::error(body).code == Some(SqlState::CRASH_SHUTDOWN);
                 forward(cut, pass, server, to_client);
                 Ok(())
             }
