@@ -370,6 +370,30 @@ fn a_deallocate_ends_the_batch_before_it() {
 }
 
 #[test]
+fn a_null_takes_a_setting_back_to_what_the_session_began_with() {
+    let (ambassador, database) = pooled("interplay_null");
+    let call = |values: &[Option<&str>]| [bind("", "", values), execute("", 0), sync()].concat();
+    let named = |name: &str, value: Option<&str>| [bind("", name, &[value]), execute("", 0), sync()].concat();
+    let steps = [
+        ([parse("", "select set_config($1, $2, $3)"), call(&[Some("My.X"), None, Some("false")])].concat(), 1),
+        (call(&[Some("datestyle"), None, Some("true")]), 1),
+        (query("set my.x = 'set'; set datestyle = iso"), 1),
+        ([parse("n", "select set_config('my.x', $1, false)"), named("n", None)].concat(), 1),
+        (query("show my.x; show datestyle"), 1),
+        (named("n", Some("given")), 1),
+        (call(&[Some("my.unknown"), None, Some("false")]), 1),
+        ([parse("", "select set_config($1, $2, $3)"), call(&[Some("datestyle"), None, Some("false")])].concat(), 1),
+        (query("show my.x; show datestyle"), 1),
+    ];
+    let answers = [shared().port(), ambassador.port].map(|port| {
+        let options = "-c my.x=begun -c datestyle=German";
+        let mut client = Client::login(port, &[("user", "postgres"), ("database", &database), ("options", options)]);
+        play(&mut client, &steps)
+    });
+    assert_eq!(answers[1], answers[0]);
+}
+
+#[test]
 fn what_is_prepared_under_a_local_setting_is_nobody_elses() {
     let (ambassador, database) = pooled("interplay_local");
     let day = "select to_char('01/02/2026'::date, 'Month')";

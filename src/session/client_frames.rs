@@ -8,6 +8,7 @@ use super::settings::Settings;
 use super::{
     Body, End, Interners, Next, Orphan, Outbound, ServerSide, Session, Taken, Unnamed, Violation, WHOLE_FRAME,
 };
+use crate::sql::assigned::{Name, assigned};
 use crate::sql::prepared::{miscounted, texts};
 use crate::sql::reads::calls::calls;
 use crate::sql::reference::Verb;
@@ -762,6 +763,7 @@ impl Session {
             self.pass_rest(cut);
             return Ok(Fare::Done);
         };
+        let mut whole = None;
         if bind.statement.is_empty() {
             if self.unnamed_is_undecided(server) && server.will_settle() {
                 return Ok(wait_for_quiet(to_server));
@@ -807,6 +809,7 @@ impl Session {
                 return Ok(fare);
             }
             self.bound(analysis, text.as_deref().unwrap_or_default(), body, server);
+            whole = self.reset_by_null(analysis.effects, text.as_deref().unwrap_or_default(), cut, body);
             if self.lending.is_some() || analysis.effects.has(REFERRING) {
                 self.note_portal(bind.portal, analysis.effects, text.as_deref().unwrap_or_default());
             }
@@ -858,8 +861,12 @@ impl Session {
                     if begins {
                         self.keep(&input[cut.start..], server);
                     }
-                    rename_bind(cut, bind, &statement.name, to_server);
                     server.pipeline.push(owed);
+                    if let Some(whole) = self.reset_by_null(effects, &statement.query, cut, body) {
+                        write_bind(bind.portal, statement.name.as_bytes(), &whole, to_server);
+                        return Ok(Fare::Done);
+                    }
+                    rename_bind(cut, bind, &statement.name, to_server);
                     to_server.pass(cut.start + HEADER + bind.names_len..cut.end);
                     self.pass_rest(cut);
                     return Ok(Fare::Done);
@@ -877,9 +884,41 @@ impl Session {
         }
         // An unknown name goes as it is: no server has a statement of that name, and says so in its own words.
         server.pipeline.push(Owed::forward(Kind::Bind));
+        if let Some(whole) = whole {
+            write_bind(bind.portal, bind.statement, &whole, to_server);
+            return Ok(Fare::Done);
+        }
         to_server.pass(cut.range());
         self.pass_rest(cut);
         Ok(Fare::Done)
+    }
+
+    /// What follows the names in a Bind that takes settings back to what the session began with, by a null as their value: with
+    /// these values, because the server does not know them.
+    #[inline]
+    fn reset_by_null(&self, effects: Effects, text: &[u8], cut: Cut, body: &[u8]) -> Option<Vec<u8>> {
+        const SETTING: Effects = Effects::SETTING.and(Effects::LOCAL).and(Effects::LOCAL_NAMED);
+        if !effects.has(SETTING) || self.startup.is_empty() || !cut.is_whole() {
+            return None;
+        }
+        self.values_for_nulls(text, body)
+    }
+
+    #[cold]
+    fn values_for_nulls(&self, text: &[u8], body: &[u8]) -> Option<Vec<u8>> {
+        let assigned = assigned(frontend::query(text), self.standard_strings);
+        if assigned.is_empty() {
+            return None;
+        }
+        let values: Vec<_> = frontend::bind_values(body).collect();
+        frontend::bind_without_nulls(body, |number| {
+            let name = match assigned.iter().find(|assigned| assigned.value == number)?.name {
+                Name::Is(name) => name,
+                Name::Parameter(number) => values.get(usize::from(number.checked_sub(1)?))?,
+            };
+            let (_, value) = self.startup.iter().find(|(known, _)| known.as_bytes().eq_ignore_ascii_case(name))?;
+            Some(value.as_bytes())
+        })
     }
 
     /// What is bound will be run: what it may leave behind counts from here.
@@ -1566,6 +1605,14 @@ fn name_statement(tag: FrontendTag, name: &str, to_server: &mut Outbound<'_>) {
         body.push(b'S');
         body.extend(name.as_bytes());
         body.push(0);
+    });
+}
+
+/// Writes a Bind of which `rest` follows the names.
+#[cold]
+fn write_bind(portal: &[u8], statement: &[u8], rest: &[u8], to_server: &mut Outbound<'_>) {
+    reply::request(to_server.edit(), FrontendTag::Bind, |body| {
+        body.extend([portal, &[0], statement, &[0], rest].concat());
     });
 }
 

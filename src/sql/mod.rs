@@ -1,5 +1,6 @@
 //! Just enough SQL: the words of a statement, and what they say about where it may run and what it leaves behind.
 
+pub mod assigned;
 pub mod channels;
 pub mod classify;
 pub mod control;

@@ -90,6 +90,33 @@ pub fn bind_values(body: &[u8]) -> impl Iterator<Item = &[u8]> {
     (0..values).map_while(move |_| next())
 }
 
+/// What follows the names in a whole Bind body, with values instead of nulls: what `value` gives for the parameter of a number,
+/// beginning with 1. None if it gives none, or the body has not the layout of one.
+pub fn bind_without_nulls<'a>(body: &[u8], mut value: impl FnMut(u16) -> Option<&'a [u8]>) -> Option<Vec<u8>> {
+    let (count, mut rest) = values(body)?;
+    let begin = bind(body).ok()?.names_len;
+    let mut out = body[begin..body.len() - rest.len()].to_vec();
+    let mut changed = false;
+    for number in 1..=count {
+        let (len, after) = rest.split_first_chunk::<4>()?;
+        let given = usize::try_from(i32::from_be_bytes(*len)).ok();
+        match (given, value(number).filter(|_| given.is_none())) {
+            (None, Some(value)) => {
+                out.extend(i32::try_from(value.len()).ok()?.to_be_bytes());
+                out.extend(value);
+                (changed, rest) = (true, after);
+            }
+            (given, _) => {
+                let len = len.len() + given.unwrap_or_default();
+                out.extend(rest.get(..len)?);
+                rest = &rest[len..];
+            }
+        }
+    }
+    out.extend(rest);
+    changed.then_some(out)
+}
+
 /// Reads a Describe or Close body.
 pub fn named(body: &[u8]) -> Result<Named<'_>, FrameError> {
     const WHAT: &str = "Describe or Close";
