@@ -370,6 +370,27 @@ fn a_deallocate_ends_the_batch_before_it() {
 }
 
 #[test]
+fn a_bind_that_arrives_in_pieces_is_told_what_a_whole_one_is() {
+    let (ambassador, database) = pooled("interplay_pieces");
+    let whole = [bind("", "s", &[Some("1")]), execute("", 0), sync()].concat();
+    let answers = [shared().port(), ambassador.port].map(|port| {
+        let mut client = login(port, &database);
+        client.query("drop table if exists t; create table t (x int)");
+        let mut told = play(&mut client, &[([parse("s", "select x from t"), sync()].concat(), 1)]);
+        // Where it goes next has no statement of that name, and none can be made.
+        Client::login(ambassador.port, &[("user", "ambassador"), ("database", "ambassador")]).query("RECONNECT");
+        client.query("drop table t");
+        // Its names, and no more before they were looked at: the console is answered by the same thread.
+        client.send(&whole[..8]);
+        ambassador.show("CLIENTS");
+        client.send(&whole[8..]);
+        told.push(self::told(&client.read_until(b"Z").unwrap()));
+        told
+    });
+    assert_eq!(answers[1], answers[0]);
+}
+
+#[test]
 fn a_null_takes_a_setting_back_to_what_the_session_began_with() {
     let (ambassador, database) = pooled("interplay_null");
     let call = |values: &[Option<&str>]| [bind("", "", values), execute("", 0), sync()].concat();

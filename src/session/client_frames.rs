@@ -1552,9 +1552,8 @@ fn asks(tag: FrontendTag) -> bool {
 fn wants_whole(tag: FrontendTag, len: usize) -> bool {
     match tag {
         FrontendTag::CopyData | FrontendTag::FunctionCall => false,
-        // Its names are enough; `bind` waits for them.
-        FrontendTag::Bind => false,
-        FrontendTag::Query | FrontendTag::Parse => len <= WHOLE_FRAME,
+        // Of a longer Bind its names are enough; `bind` waits for them.
+        FrontendTag::Query | FrontendTag::Parse | FrontendTag::Bind => len <= WHOLE_FRAME,
         FrontendTag::Close
         | FrontendTag::CopyDone
         | FrontendTag::CopyFail
