@@ -46,6 +46,8 @@ pub struct PoolSet {
     state: RwLock<State>,
     /// Pools of servers that the configuration has no more, for as long as somebody has a connection of theirs.
     leaving: Mutex<Vec<Arc<Pool>>>,
+    /// What happened in those that are gone.
+    departed: Mutex<Totals>,
     /// Counts the configurations.
     version: AtomicU64,
     members: Arc<AtomicUsize>,
@@ -107,6 +109,7 @@ impl PoolSet {
             stats: Stats::default(),
             state: RwLock::new(state),
             leaving: Mutex::default(),
+            departed: Mutex::default(),
             version: AtomicU64::new(1),
             members: Arc::default(),
             idle_limit: AtomicU64::new(0),
@@ -136,6 +139,8 @@ impl PoolSet {
     /// Takes over a changed configuration. Pools of servers that are still there keep their connections, unless what
     /// they are connected to changed. New ones are open or paused as `gate` says, before anybody finds them.
     pub(super) fn adopt(&self, wanted: Wanted, gate: GateState) {
+        // First, as whoever adds up what happened has it.
+        let mut leaving = lock(&self.leaving);
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let old = Arc::clone(&state.pools);
         let record = state.routes.as_ref().map(|routes| Arc::clone(routes.record())).unwrap_or_default();
@@ -147,7 +152,7 @@ impl PoolSet {
         for pool in old.iter().filter(|pool| !kept(pool)) {
             // Who has a connection keeps it to the end of its transaction; who waits for one finds the other pools by now.
             pool.set_retired();
-            lock(&self.leaving).push(Arc::clone(pool));
+            leaving.push(Arc::clone(pool));
         }
     }
 
@@ -370,7 +375,8 @@ impl PoolSet {
             pool.drop_idle_unless_open();
             let is_there = !pool.is_disconnected();
             if !is_there {
-                self.stats.add(&pool.stats.totals());
+                let mut departed = lock(&self.departed);
+                *departed = departed.plus(&pool.stats.totals());
             }
             is_there
         });
@@ -379,7 +385,8 @@ impl PoolSet {
     /// What happened in all its pools.
     pub fn totals(&self) -> Totals {
         let leaving = lock(&self.leaving);
-        self.pools().iter().chain(leaving.iter()).fold(self.stats.totals(), |sum, pool| sum.plus(&pool.stats.totals()))
+        let before = self.stats.totals().plus(&lock(&self.departed));
+        self.pools().iter().chain(leaving.iter()).fold(before, |sum, pool| sum.plus(&pool.stats.totals()))
     }
 
     pub(super) fn maintain(&self, now: Instant, waiting: Duration) {
