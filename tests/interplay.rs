@@ -150,6 +150,24 @@ fn what_can_no_longer_be_prepared_is_refused_when_it_is_described_or_run() {
 }
 
 #[test]
+fn who_asks_by_a_query_behind_a_refusal_that_is_kept_back_is_answered() {
+    let (ambassador, database) = pooled("interplay_middle");
+    let mut client = login(ambassador.port, &database);
+    client.query("create table t (x int)");
+    client.exchange(&[parse("rows", "select x from t"), sync()].concat());
+    client.query("drop table t");
+    client.send(&[parse("", "execute rows"), flush()].concat());
+    assert_eq!(client.read().unwrap().tag, b'1');
+    // Without a Sync.
+    assert_eq!(told(&client.exchange(&query("select 1"))), ["E 42P01", "Z I"]);
+    assert_eq!(client.value("select 2"), "2");
+    client.send(&[parse("", "execute rows"), query("reset my.x"), query("select 3")].concat());
+    let answers = [(); 2].map(|()| told(&client.read_until(b"Z").unwrap()));
+    assert_eq!(answers[0].last().unwrap(), "Z I");
+    assert_eq!(answers[1], ["T", "D [Some(\"3\")]", "C SELECT 1", "Z I"]);
+}
+
+#[test]
 fn what_returns_nothing_is_run_by_as_many_portals_as_the_client_likes() {
     let run = |portal: usize| {
         let name = portal.to_string();

@@ -107,14 +107,15 @@ impl Session {
                 break Next::Input;
             }
             let skipped = self.skipping || server.as_ref().is_some_and(|s| s.pipeline.skipping);
-            if skipped && self.late_refusal.is_some() {
+            let late = skipped && self.late_refusal.is_some();
+            if late {
                 self.meets_late_refusal(tag, cut.body(input), to_client);
             }
             let fare = if skipped && tag != FrontendTag::Sync && tag != FrontendTag::Terminate {
-                if self.waits_with_loans
-                    && tag == FrontendTag::Query
-                    && let Some(server) = &mut server
-                {
+                // Who did not know of the error, or asks in the middle of a batch, sends no Sync.
+                let ends = (tag == FrontendTag::Query && (self.waits_with_loans || late))
+                    || (tag == FrontendTag::FunctionCall && late);
+                if ends && let Some(server) = &mut server {
                     self.ends_refused_query(server, to_server);
                 }
                 self.drop_rest(cut);

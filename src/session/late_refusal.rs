@@ -155,11 +155,17 @@ impl Session {
             Note::Parsed { statement, sent: Some(sent), .. } => server.prepared.settle(statement.id, sent, false),
             Note::Unnamed { server: held, .. } => {
                 self.unnamed_pending.0 = self.unnamed_pending.0.saturating_sub(1);
-                let later = server.pipeline.owed.iter_mut().find_map(|owed| match owed.note.as_deref_mut() {
-                    Some(Note::Unnamed { server, .. }) => Some(server),
-                    _ => None,
-                });
-                *later.unwrap_or(&mut server.unnamed) = held;
+                for owed in &mut server.pipeline.owed {
+                    if let Some(Note::Unnamed { server: holder, .. }) = owed.note.as_deref_mut() {
+                        *holder = held;
+                        return;
+                    }
+                    // It leaves the server none.
+                    if matches!(owed.kind, Kind::Query { .. }) {
+                        return;
+                    }
+                }
+                server.unnamed = held;
             }
             _ => {}
         }

@@ -492,6 +492,7 @@ impl Session {
         }
         if matches!(server.pipeline.owed.front().and_then(|front| front.note.as_deref()), Some(Note::Lent))
             && fields.code != Some(SqlState::FAILED_TRANSACTION)
+            && cut.end - cut.start == cut.len
             && self.refuses_later(body, server, to_client)
         {
             server.pipeline.failed = true;
