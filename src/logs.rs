@@ -100,6 +100,10 @@ impl<S> Filter<S> for Limited {
         true
     }
 
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(LevelFilter::TRACE)
+    }
+
     fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
         let kind = event.metadata();
         // Who looks for something wants all of it, and what operators do is on record in any case (faults.md F36).

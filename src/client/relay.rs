@@ -1288,6 +1288,8 @@ impl Relay {
 
     #[inline]
     fn attach(&mut self, mut lease: Lease, pending: usize) {
+        // It was for another one.
+        self.lookout = None;
         if let Some(router) = &mut self.router {
             let replica = router.begins(&lease, pending, self.clock.now());
             lease.side.set_fenced(replica.is_some());

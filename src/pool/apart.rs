@@ -82,6 +82,7 @@ impl Pool {
         drop(slot);
         match dialled {
             Ok(server) if self.is_of_before(&server) => {
+                lock(&self.backoff).left_open();
                 server.see_off(PATIENCE_WITH_THE_LEAVING).await;
                 Ok(None)
             }
@@ -92,7 +93,10 @@ impl Pool {
                 drop(making);
                 Ok(Some(server))
             }
-            Err(_) if generation != self.generation.load(Ordering::Relaxed) => Ok(None),
+            Err(_) if generation != self.generation.load(Ordering::Relaxed) => {
+                lock(&self.backoff).left_open();
+                Ok(None)
+            }
             Err(error) => Err(LeaseError::Upstream(self.dial_failed(began, &source, error))),
         }
     }

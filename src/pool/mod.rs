@@ -646,7 +646,10 @@ impl Pool {
             drop(slot);
             match dialled {
                 // It may lead to where nobody wants to go any more.
-                Ok(server) if self.is_of_before(&server) => server.see_off(PATIENCE_WITH_THE_LEAVING).await,
+                Ok(server) if self.is_of_before(&server) => {
+                    lock(&self.backoff).left_open();
+                    server.see_off(PATIENCE_WITH_THE_LEAVING).await;
+                }
                 Ok(mut server) => {
                     self.dial_succeeded();
                     lock(&self.servers).insert(server.entry.id, Arc::clone(&server.entry));
@@ -655,6 +658,7 @@ impl Pool {
                     return Ok(Some(server));
                 }
                 Err(error) if generation != self.generation.load(Ordering::Relaxed) => {
+                    lock(&self.backoff).left_open();
                     tracing::debug!(pool = %self.name, %error, "cannot connect to a target of before");
                 }
                 Err(error) => {
