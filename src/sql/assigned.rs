@@ -27,9 +27,9 @@ pub fn assigned(text: &[u8], standard_strings: bool) -> Vec<Assigned<'_>> {
     loop {
         match lexer.next_token() {
             Token::End | Token::Broken => break,
-            Token::Param => asked.extend(number(text, &lexer)),
+            Token::Param => asked.extend(lexer.parameter()),
             Token::Word(word) if word.eq_ignore_ascii_case(b"set_config") => {
-                found.extend(call(text, lexer.clone()));
+                found.extend(call(lexer.clone()));
             }
             Token::Word(_)
             | Token::Quoted(_)
@@ -44,12 +44,12 @@ pub fn assigned(text: &[u8], standard_strings: bool) -> Vec<Assigned<'_>> {
 }
 
 /// The arguments of a call, of which `lexer` stands behind the name.
-fn call<'a>(text: &[u8], mut lexer: Lexer<'a>) -> Option<Assigned<'a>> {
+fn call<'a>(mut lexer: Lexer<'a>) -> Option<Assigned<'a>> {
     let punct = |lexer: &mut Lexer<'a>, known| (lexer.next_token() == Token::Punct(known)).then_some(());
     punct(&mut lexer, b'(')?;
     let name = match lexer.next_token() {
         Token::Str(StrKind::Plain | StrKind::Dollar, name) => Name::Is(name),
-        Token::Param => Name::Parameter(number(text, &lexer)?),
+        Token::Param => Name::Parameter(lexer.parameter()?),
         Token::Word(_)
         | Token::Quoted(_)
         | Token::Str(..)
@@ -60,15 +60,9 @@ fn call<'a>(text: &[u8], mut lexer: Lexer<'a>) -> Option<Assigned<'a>> {
         | Token::Broken => return None,
     };
     punct(&mut lexer, b',')?;
-    let value = (lexer.next_token() == Token::Param).then(|| number(text, &lexer)).flatten()?;
+    let value = (lexer.next_token() == Token::Param).then(|| lexer.parameter()).flatten()?;
     punct(&mut lexer, b',')?;
     Some(Assigned { name, value })
-}
-
-/// The number of the parameter that was read last.
-fn number(text: &[u8], lexer: &Lexer<'_>) -> Option<u16> {
-    let digits = text[..lexer.offset()].rsplit(|byte| *byte == b'$').next()?;
-    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 #[cfg(test)]

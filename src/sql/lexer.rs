@@ -102,6 +102,12 @@ impl<'a> Lexer<'a> {
         self.at
     }
 
+    /// The number of the parameter that was the last token; none if it is none that PostgreSQL takes.
+    pub fn parameter(&self) -> Option<u16> {
+        let digits = self.text.get(..self.at)?.rsplit(|byte| *byte == b'$').next()?;
+        std::str::from_utf8(digits).ok()?.parse().ok()
+    }
+
     /// The token after this one, without taking it.
     pub fn peek(&self) -> Token<'a> {
         self.clone().next_token()

@@ -98,7 +98,7 @@ fn highest_parameter(text: &[u8], standard_strings: bool) -> Option<u16> {
                 if read[..read.len() - digits.len() - 1].last().is_some_and(|byte| is_word(*byte)) {
                     return None;
                 }
-                highest = highest.max(std::str::from_utf8(digits).ok()?.parse().ok()?);
+                highest = highest.max(lexer.parameter()?);
             }
             Token::Word(_)
             | Token::Quoted(_)
