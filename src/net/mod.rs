@@ -1,6 +1,8 @@
 //! Sockets and TLS: the only code that knows what bytes travel on.
 
 pub mod address;
+mod attempts;
+pub mod budget;
 pub mod listener;
 pub mod scratch;
 pub mod socket;

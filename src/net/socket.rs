@@ -1,6 +1,7 @@
 //! A TCP or unix socket, and the options that make a dead peer show itself.
 
-use super::Address;
+use super::{Address, attempts};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use socket2::{SockRef, TcpKeepalive};
 use std::io::{self, IoSlice};
@@ -9,7 +10,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncWrite, Interest};
-use tokio::net::{TcpStream, ToSocketAddrs, UnixStream};
+use tokio::net::{TcpStream, ToSocketAddrs, UnixStream, lookup_host};
 
 /// Options of a TCP connection. The defaults notice a peer that vanished within about ten seconds; without them Linux
 /// takes some fifteen minutes (`tcp_retries2`).
@@ -90,7 +91,7 @@ pub enum Socket {
 }
 
 impl Socket {
-    /// Connects. A host name with several addresses is tried address by address.
+    /// Connects: to whichever address of a host name answers first.
     pub async fn connect(address: &Address, options: &SocketOptions) -> io::Result<Self> {
         match address {
             Address::Tcp { host, port } => Self::connect_to((host.as_str(), *port), options).await,
@@ -100,7 +101,7 @@ impl Socket {
 
     /// Connects to what this stands for.
     pub async fn connect_to(peer: impl ToSocketAddrs, options: &SocketOptions) -> io::Result<Self> {
-        let stream = TcpStream::connect(peer).await?;
+        let stream = attempts::connect(lookup_host(peer).await?.collect()).await?;
         options.apply(&stream)?;
         Ok(Self::Tcp(stream))
     }
