@@ -44,6 +44,11 @@ impl Secret {
         }
     }
 
+    /// Whether [`Secret::verifier`] is slow this time.
+    pub fn is_underived(&self) -> bool {
+        matches!(self, Self::Password(_, verifier) if verifier.get().is_none())
+    }
+
     /// The verifier for a SCRAM login; none can be made from an MD5 hash. Slow the first time for a
     /// password, and then `salt` is asked for a random one.
     pub fn verifier(&self, salt: impl FnOnce() -> [u8; 16]) -> Option<Arc<Verifier>> {
@@ -71,13 +76,14 @@ pub struct UserListFault {
 /// The users of a list.
 #[derive(Debug, Default)]
 pub struct UserList {
-    users: HashMap<String, Secret, RandomState>,
+    users: HashMap<String, Arc<Secret>, RandomState>,
+    has_verifiers: bool,
 }
 
 impl UserList {
     /// Reads a list; gives every fault in it.
     pub fn parse(text: &str) -> Result<Self, Vec<UserListFault>> {
-        let mut users = HashMap::default();
+        let mut list = Self::default();
         let mut faults = Vec::new();
         for (at, line) in text.lines().enumerate() {
             let line = line.trim();
@@ -87,7 +93,7 @@ impl UserList {
             let mut rest = line;
             match (quoted(&mut rest), quoted(&mut rest)) {
                 (Some(user), Some(secret)) if !user.is_empty() => {
-                    if users.insert(user.clone(), Secret::parse(&secret)).is_some() {
+                    if list.insert(user.clone(), Secret::parse(&secret)).is_some() {
                         faults.push(UserListFault { line: at + 1, message: format!("user {user:?} is listed twice") });
                     }
                 }
@@ -97,17 +103,23 @@ impl UserList {
                 }),
             }
         }
-        if faults.is_empty() { Ok(Self { users }) } else { Err(faults) }
+        if faults.is_empty() { Ok(list) } else { Err(faults) }
     }
 
-    /// Adds or replaces a user.
-    pub fn insert(&mut self, user: String, secret: Secret) {
-        self.users.insert(user, secret);
+    /// Adds or replaces a user; gives what was known of it before.
+    pub fn insert(&mut self, user: String, secret: Secret) -> Option<Arc<Secret>> {
+        self.has_verifiers |= matches!(secret, Secret::Scram(_));
+        self.users.insert(user, Arc::new(secret))
     }
 
     /// What is known of a user.
-    pub fn get(&self, user: &str) -> Option<&Secret> {
+    pub fn get(&self, user: &str) -> Option<&Arc<Secret>> {
         self.users.get(user)
+    }
+
+    /// Whether there is a SCRAM verifier among the secrets: to check a password by one takes long enough to be noticed.
+    pub fn has_verifiers(&self) -> bool {
+        self.has_verifiers
     }
 
     /// The users, in no order.
@@ -147,10 +159,10 @@ mod tests {
             "; comment\n\"ann\" \"pa\"\"ss\" \"ignored\"\n\n\"bob\" \"md50123456789abcdef0123456789abcdef\"\n\"cy\" \"SCRAM-SHA-256$4096:AAAAAAAAAAAAAAAAAAAAAA==$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\"\n\"dee\" \"md5short\"",
         )
         .unwrap();
-        assert!(matches!(list.get("ann"), Some(Secret::Password(p, _)) if p.expose() == "pa\"ss"));
-        assert!(matches!(list.get("bob"), Some(Secret::Md5(_))));
-        assert!(matches!(list.get("cy"), Some(Secret::Scram(_))));
-        assert!(matches!(list.get("dee"), Some(Secret::Password(..))));
+        assert!(matches!(list.get("ann").map(Arc::as_ref), Some(Secret::Password(p, _)) if p.expose() == "pa\"ss"));
+        assert!(matches!(list.get("bob").map(Arc::as_ref), Some(Secret::Md5(_))));
+        assert!(matches!(list.get("cy").map(Arc::as_ref), Some(Secret::Scram(_))));
+        assert!(matches!(list.get("dee").map(Arc::as_ref), Some(Secret::Password(..))));
         assert!(list.get("eve").is_none());
     }
 
@@ -163,7 +175,9 @@ mod tests {
     #[test]
     fn a_password_is_derived_once() {
         let secret = Secret::parse("pencil");
+        assert!(secret.is_underived());
         assert_eq!(secret.verifier(|| [1; 16]), secret.verifier(|| unreachable!()));
+        assert!(!secret.is_underived());
         assert!(Secret::parse("md50123456789abcdef0123456789abcdef").verifier(|| [1; 16]).is_none());
     }
 }

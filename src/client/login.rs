@@ -281,7 +281,7 @@ impl<'a> Visitor<'a> {
             }
             _ => None,
         };
-        let secret = known.or(looked_up.as_ref());
+        let secret = known.cloned().or(looked_up.map(Arc::new));
         let certificate = self.certificate();
         let peer = self.stream.socket().peer_uid().and_then(super::peer::user_name);
         let facts = Facts {
@@ -289,15 +289,18 @@ impl<'a> Visitor<'a> {
             transport: transport(self.stream.socket(), self.peer),
             tls: self.tls.is_some(),
             user: &startup.user,
-            secret,
+            secret: secret.as_deref(),
             certificate: certificate.as_deref(),
             peer: peer.as_deref(),
         };
         let proof = match auth::decide(&facts) {
             Decision::Allow => None,
             Decision::Scram => Some(self.scram(startup, secret).await?),
-            Decision::Md5 => self.md5(startup, secret).await?,
-            Decision::Password => Some(self.password(startup, secret).await?),
+            Decision::Md5 => self.md5(startup, secret.as_deref()).await?,
+            Decision::Password => {
+                let slow = users.has_verifiers() || self.context.auth_query.is_some();
+                Some(Box::pin(self.password(startup, secret, slow)).await?)
+            }
             Decision::Deny(why) => {
                 let message = format!("{why} for user \"{}\"", startup.user);
                 return Err(Report::as_postgres(SqlState::INVALID_AUTHORIZATION, message).into());
@@ -335,7 +338,11 @@ impl<'a> Visitor<'a> {
         self.password_message().await
     }
 
-    async fn scram(&mut self, startup: &Startup, secret: Option<&Secret>) -> Result<Proof, Ended> {
+    async fn scram(&mut self, startup: &Startup, secret: Option<Arc<Secret>>) -> Result<Proof, Ended> {
+        if let Some(secret) = secret.as_ref().filter(|secret| secret.is_underived()) {
+            let secret = Arc::clone(secret);
+            off_the_worker(move || secret.verifier(random::bytes)).await;
+        }
         let verifier = secret.and_then(|secret| secret.verifier(random::bytes));
         // Whoever is not known plays against a verifier that nobody has the password for (faults.md I18).
         let verifier = verifier.unwrap_or_else(|| Arc::new(self.context.mock.verifier(&startup.user)));
@@ -378,14 +385,29 @@ impl<'a> Visitor<'a> {
         Ok(None)
     }
 
-    async fn password(&mut self, startup: &Startup, secret: Option<&Secret>) -> Result<Proof, Ended> {
+    /// `slow`: some passwords are checked by verifiers, which takes long enough to tell who is known by. So it is done for
+    /// all then.
+    async fn password(&mut self, startup: &Startup, secret: Option<Arc<Secret>>, slow: bool) -> Result<Proof, Ended> {
         use subtle::ConstantTimeEq;
         let message = self.ask(AuthRequest::Cleartext).await?;
         let password = frontend::password(&message).ok().and_then(|p| std::str::from_utf8(p).ok()).unwrap_or_default();
         if password.is_empty() {
             return Err(Report::as_postgres(SqlState::INVALID_PASSWORD, "empty password returned by client").into());
         }
-        let right = match secret {
+        let verifier = match secret.as_deref() {
+            Some(Secret::Scram(verifier)) => Some(Arc::clone(verifier)),
+            Some(Secret::Password(..) | Secret::Md5(_)) | None => {
+                slow.then(|| Arc::new(self.context.mock.verifier(&startup.user)))
+            }
+        };
+        let fits = match verifier {
+            Some(verifier) => {
+                let password = SecretString::new(password);
+                off_the_worker(move || verifier.fits(password.expose())).await.unwrap_or_default()
+            }
+            None => false,
+        };
+        let right = match secret.as_deref() {
             Some(Secret::Password(known, _)) => bool::from(known.expose().as_bytes().ct_eq(password.as_bytes())),
             Some(Secret::Md5(stored)) => bool::from(
                 auth::md5::stored(&startup.user, password.as_bytes()).as_bytes().ct_eq(stored.expose().as_bytes()),
@@ -401,6 +423,13 @@ impl<'a> Visitor<'a> {
         }
         Ok(Proof::Password(SecretString::new(password)))
     }
+}
+
+/// Does what is slow by design where nobody else waits for it.
+#[cold]
+fn off_the_worker<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> impl Future<Output = Option<R>> {
+    let work = Box::pin(tokio::task::spawn_blocking(work));
+    async move { work.await.ok() }
 }
 
 fn silent(_: StartupError) -> Ended {
