@@ -11,6 +11,7 @@ use crate::credentials::Spec;
 use crate::drain::{self, Notice, Plan, Signals};
 use crate::listen::{Habits, Hubs};
 use crate::logs::Logs;
+use crate::net::budget::Budget;
 use crate::net::listener::{Bound, SocketFile};
 use crate::net::tls::{self, ListenerTls, TlsError};
 use crate::pool::Directory;
@@ -158,6 +159,7 @@ impl Ambassador {
             sources: std::sync::Mutex::default(),
             counters: crate::client::Counters::default(),
             access_log,
+            budget: Budget::new(config.buffer_limit),
             closed: std::sync::atomic::AtomicBool::new(false),
         });
         let (sender, requests) = unbounded_channel();
@@ -331,6 +333,7 @@ impl Ambassador {
         self.console.adopt(config.console.clone());
         *context.users.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&config.auth.users);
         context.clients.set_limit(config.max_clients);
+        context.budget.set_limit(config.buffer_limit);
         for (_, door) in &self.doors {
             *door.tls.write().unwrap_or_else(PoisonError::into_inner) = door_tls.clone();
         }

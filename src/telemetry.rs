@@ -40,6 +40,9 @@ metrics_table! {
     UP_SINCE = "pg_ambassador_start_time_seconds", Gauge, Some(Unit::Seconds), "When the process started, in seconds since 1970.";
     CLIENTS = "pg_ambassador_clients", Gauge, None, "Clients that are logged in, by what they are doing.";
     CLIENT_LIMIT = "pg_ambassador_clients_max", Gauge, None, "Clients that there may be (max_clients).";
+    BUFFERS = "pg_ambassador_buffer_bytes", Gauge, Some(Unit::Bytes), "What clients keep in buffers: results that they do not read, and parts of messages. Less than 16 KiB of one client is not counted.";
+    BUFFER_LIMIT = "pg_ambassador_buffer_limit_bytes", Gauge, Some(Unit::Bytes), "What all clients may keep in buffers (buffer_limit); 0 is no limit.";
+    BUFFERS_EXHAUSTED = "pg_ambassador_buffers_exhausted_total", Counter, None, "How often that limit was reached.";
     ACCEPTED = "pg_ambassador_connections_accepted_total", Counter, None, "Connections accepted.";
     ACCEPT_ERRORS = "pg_ambassador_accept_errors_total", Counter, None, "Connections that could not be accepted.";
     REFUSED = "pg_ambassador_clients_refused_total", Counter, None, "Logins refused, by SQLSTATE: 28P01 a wrong password, 3D000 no such database, 53300 too many clients.";

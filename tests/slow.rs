@@ -56,6 +56,67 @@ fn f20_clients_that_do_not_read_their_results_cost_next_to_nothing() {
     assert_eq!(rows, 64 * 1024);
 }
 
+/// A message that has to be whole, and is large.
+fn large() -> Vec<u8> {
+    query(format!("select length('{}')", "x".repeat(60_000)))
+}
+
+/// An ambassador, three clients, and others that have taken all that buffers may take up: their messages are not whole.
+fn exhausted(more: &[&str]) -> (Ambassador, [Client; 3], Vec<Client>) {
+    let url = url(shared());
+    let ambassador = Ambassador::start(&[&[url.as_str(), "-s", "buffer_limit=1MiB", "--workers", "1"], more].concat());
+    let clients = std::array::from_fn(|_| Client::new(ambassador.port));
+    let mut others: Vec<Client> = (0..20).map(|_| Client::new(ambassador.port)).collect();
+    for other in &mut others {
+        other.send(&large()[..59_000]);
+    }
+    wait_until("the limit is reached", || ambassador.metric("pg_ambassador_buffers_exhausted_total") == 1.0);
+    (ambassador, clients, others)
+}
+
+#[test]
+fn f20_where_all_buffers_are_taken_newcomers_are_refused_and_who_is_there_goes_on() {
+    let (ambassador, [mut small, mut reader, _], others) = exhausted(&[]);
+    let refused = Client::try_login(ambassador.port, &[("user", "postgres"), ("database", "postgres")]).err().unwrap();
+    assert_eq!((refused.field(b'S').as_deref(), refused.code().as_str()), (Some("FATAL"), "53200"));
+    assert!(refused.field(b'H').unwrap().contains("buffer_limit"));
+    // The console is there, and says why.
+    let buffers = ambassador.show("MEM").into_iter().find(|row| row[0].as_deref() == Some("buffers")).unwrap();
+    assert!(buffers[4].as_ref().unwrap().parse::<usize>().unwrap() > MIB - MIB / 8, "{buffers:?}");
+    assert_eq!(small.value("select 1"), "1");
+    // Who takes what is sent is served, however much it is.
+    reader.send(&query("select repeat('f20', 1000) from generate_series(1, 4096)"));
+    assert!(read_through(&mut reader) > 4096 * 3000);
+    drop(others);
+    wait_until("nothing is kept", || ambassador.metric("pg_ambassador_buffer_bytes") == 0.0);
+    assert_eq!(Client::new(ambassador.port).value("select 1"), "1");
+}
+
+#[test]
+fn f20_a_large_message_waits_for_room_and_is_then_taken() {
+    let (ambassador, [mut large, mut small, _], others) = exhausted(&[]);
+    large.send(&self::large());
+    // The one worker has looked at it when it has answered this.
+    assert_eq!(small.value("select 1"), "1");
+    assert_eq!(ambassador.metric("pg_ambassador_buffers_exhausted_total"), 1.0);
+    large.stream.set_nonblocking(true).unwrap();
+    assert_eq!(large.stream.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    large.stream.set_nonblocking(false).unwrap();
+    drop(others);
+    let answer = large.read_until(b"Z").unwrap();
+    assert!(answer.iter().any(|message| message.tag == b'D' && message.body.ends_with(b"60000")), "{answer:?}");
+}
+
+#[test]
+fn f20_a_large_message_that_waits_for_room_in_vain_is_refused() {
+    let (_ambassador, [mut large, ..], _others) = exhausted(&["--checkout-timeout", "500ms"]);
+    // The others are refused as well, in the end. It must not be these who make room for it.
+    large.send(&self::large()[..59_000]);
+    let last = large.read_until(b"E").unwrap().pop().unwrap();
+    assert_eq!((last.field(b'S').as_deref(), last.code().as_str()), (Some("FATAL"), "53200"));
+    assert!(large.is_closed());
+}
+
 #[test]
 fn f21_a_client_that_does_not_read_for_too_long_is_closed_and_its_query_cancelled() {
     let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "1", "--set", "client_write_timeout=300ms"]);

@@ -552,6 +552,7 @@ fn memory(operator: &Operator) -> Vec<Vec<Cell>> {
     let statements = operator.context.interners.statements.len();
     [
         ("resident", 1, 1, resident.unwrap_or(0)),
+        ("buffers", 1, operator.context.budget.taken(), 0),
         ("clients", std::mem::size_of::<ClientEntry>(), clients, 0),
         ("servers", std::mem::size_of::<crate::server::Server>(), servers, 0),
         ("statements", std::mem::size_of::<crate::session::prepared::Statement>(), statements, 0),

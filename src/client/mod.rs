@@ -10,6 +10,7 @@ pub mod login;
 mod lookout;
 mod peer;
 mod relay;
+mod room;
 mod route;
 
 pub use cancel::CancelLane;
@@ -24,6 +25,7 @@ use crate::counter::ByState;
 use crate::credentials::{BoxFuture, PassThrough, Proof};
 use crate::listen::Hubs;
 use crate::net::Stream;
+use crate::net::budget::Budget;
 use crate::pool::{Directory, PoolName};
 use crate::session::Interners;
 use crate::wire::Report;
@@ -69,6 +71,8 @@ pub struct Context {
     pub counters: Counters,
     /// Where a line is written for each request, if there is such a place.
     pub access_log: Option<Arc<AccessLog>>,
+    /// What all buffers may take up.
+    pub budget: Arc<Budget>,
     /// New clients are refused.
     pub closed: AtomicBool,
 }
@@ -240,6 +244,7 @@ async fn open(
                 limits: context.limits(),
                 listener: *door.preference.read().unwrap_or_else(PoisonError::into_inner),
                 access_log: context.access_log.clone(),
+                budget: Arc::clone(&context.budget),
             };
             let id = opened.listed.entry.id;
             tracing::debug!(client = id, peer = peer.map(tracing::field::display), "logged in");

@@ -10,9 +10,11 @@ use super::entry::{ClientState, Listed, Order};
 use super::hearing::Hearing;
 use super::limits::Limits;
 use super::lookout;
+use super::room::{LOOK_AFTER, Starved};
 use super::route::{self, Go, LOOK_AGAIN, Router};
 use crate::access_log::AccessLog;
 use crate::listen::Hubs;
+use crate::net::budget::{Allotment, Budget};
 use crate::net::{Stream, scratch};
 use crate::pool::{Departure, Lease, LeaseError, Loss, Member, Pool, PoolSet, Stats, View, Wait, Wish};
 use crate::routing::{Destination, Preference};
@@ -133,11 +135,13 @@ pub(super) struct Upstream {
     pub(super) listener: Preference,
     /// Where a line is written for each request.
     pub(super) access_log: Option<Arc<AccessLog>>,
+    /// What all buffers may take up.
+    pub(super) budget: Arc<Budget>,
 }
 
 /// One client being served.
 pub(super) struct Relay {
-    stream: Stream,
+    pub(super) stream: Stream,
     pub(super) session: Session,
     pub(super) listed: Listed,
     _member: Member,
@@ -154,6 +158,10 @@ pub(super) struct Relay {
     pub(super) input: Vec<u8>,
     /// Bytes for the client that wait for room in its socket.
     pub(super) output: Vec<u8>,
+    /// What these and its server's buffers take up.
+    pub(super) allotment: Allotment,
+    /// It is not read, because all clients together keep too much.
+    pub(super) starved: Option<Box<Starved>>,
     /// The client's next frame has to wait until the server owes nothing.
     quiet: bool,
     /// The client's next request has to wait until the server owes nothing, and may then go to another one.
@@ -313,6 +321,8 @@ impl Relay {
             listed,
             _member: member,
             view: upstream.pools.view(),
+            allotment: Allotment::new(&upstream.budget),
+            starved: None,
             upstream,
             server: Server::None,
             hearing: None,
@@ -340,11 +350,13 @@ impl Relay {
     /// Goes on as far as it can; ready when the connection is to end. A panic is a bug of ours; it shall cost this client
     /// its connection and nobody else anything.
     fn poll_guarded(&mut self, cx: &mut Context<'_>) -> Poll<Stop> {
-        std::panic::catch_unwind(AssertUnwindSafe(|| self.poll(cx))).unwrap_or_else(|_| {
+        let poll = std::panic::catch_unwind(AssertUnwindSafe(|| self.poll(cx))).unwrap_or_else(|_| {
             self.server = Server::None;
             self.output.clear();
             Poll::Ready(Stop::Panicked)
-        })
+        });
+        self.account();
+        poll
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Stop> {
@@ -526,6 +538,7 @@ impl Relay {
     // -------------------------------------------------------------------------------------------- from the server
 
     fn server_input(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {
+        let portion = self.portion();
         let Server::Leased(lease) = &mut self.server else { return Ok(Step::Stuck) };
         if self.dry.server {
             return Ok(Step::Stuck);
@@ -535,7 +548,7 @@ impl Relay {
             let server = &mut **lease;
             let kept = server.input.len();
             scratch.input[..kept].copy_from_slice(&server.input);
-            let read = match server.stream.poll_read(cx, &mut scratch.input[kept..kept + scratch::READ]) {
+            let read = match server.stream.poll_read(cx, &mut scratch.input[kept..kept + portion]) {
                 Poll::Pending => return Ok(Poll::Pending),
                 Poll::Ready(Ok(0)) => return Ok(Poll::Ready(Ok(lost(None)))),
                 Poll::Ready(Ok(read)) => read,
@@ -975,15 +988,16 @@ impl Relay {
         }
         if again {
             self.unhandled = false;
-        } else if self.dry.client {
+        } else if self.dry.client || self.lacks_room(cx) {
             return Ok(Step::Stuck);
         }
+        let portion = self.portion();
         let step = scratch::with(|scratch| {
             let kept = self.input.len();
             scratch.input[..kept].copy_from_slice(&self.input);
             let mut read = 0;
             if !again {
-                read = match self.stream.poll_read(cx, &mut scratch.input[kept..kept + scratch::READ])? {
+                read = match self.stream.poll_read(cx, &mut scratch.input[kept..kept + portion])? {
                     Poll::Pending => {
                         self.dry.client = true;
                         return Ok(Step::Stuck);
@@ -1399,7 +1413,9 @@ impl Relay {
     fn next_deadline(&self) -> Option<Instant> {
         let limits = &self.upstream.limits;
         let deferred = self.session.is_deferred();
-        if self.clock.stalled.is_none() && self.clock.waiting.is_none() && !limits.any && !deferred {
+        let starved = self.starved_since();
+        if self.clock.stalled.is_none() && self.clock.waiting.is_none() && starved.is_none() && !limits.any && !deferred
+        {
             return None;
         }
         let mut next: Option<Instant> = None;
@@ -1413,6 +1429,8 @@ impl Relay {
         };
         at(self.clock.stalled, limits.client_write);
         at(self.clock.waiting, limits.checkout);
+        at(starved.map(|(since, _)| since), limits.checkout);
+        at(starved.map(|(_, looked)| looked), LOOK_AFTER);
         if self.clock.waiting.is_some()
             && let Some(router) = &self.router
         {
@@ -1484,6 +1502,14 @@ impl Relay {
             let report = Report::ours(SqlState::QUERY_CANCELED, "the client does not read its results")
                 .detail(format!("nothing was taken for {:?}", limits.client_write));
             return Err(Stop::Fatal(report));
+        }
+        if let Some((since, looked)) = self.starved_since() {
+            if is_up(Some(since), limits.checkout) {
+                return Err(Stop::Fatal(self.out_of_memory(now.saturating_duration_since(since))));
+            }
+            if is_up(Some(looked), LOOK_AFTER) {
+                return Ok(());
+            }
         }
         if let Server::Waiting(wait) = &self.server
             && let Some(router) = &mut self.router

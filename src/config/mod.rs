@@ -46,6 +46,8 @@ pub struct Config {
     pub workers: usize,
     /// Clients at most.
     pub max_clients: usize,
+    /// Bytes that all buffers may take up; 0 is no limit.
+    pub buffer_limit: usize,
     /// Connections that may be on their way to a login at the same time.
     pub max_logins: usize,
     /// How long a login may take.

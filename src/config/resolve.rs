@@ -30,6 +30,9 @@ use std::time::Duration;
 const AUTH_QUERY: &str = "SELECT rolname, CASE WHEN rolvaliduntil < pg_catalog.now() THEN NULL ELSE rolpassword END \
      FROM pg_catalog.pg_authid WHERE rolname OPERATOR(pg_catalog.=) $1 AND rolcanlogin";
 
+/// The least `buffer_limit`: with less, a few large messages that come in pieces keep everybody else out.
+const LEAST_BUFFERS: u64 = 1 << 20;
+
 /// What may be logged.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
@@ -194,6 +197,7 @@ impl Resolver {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let workers = self.at_least_one("workers", cores.min(2), false);
         let max_clients = self.at_least_one("max_clients", 1000, true);
+        let buffer_limit = self.buffer_limit();
         let max_logins = self.at_least_one("max_logins", 128, false);
         let login_timeout = self.positive("client_login_timeout", Duration::from_secs(10));
         let limits = self.limits();
@@ -219,6 +223,7 @@ impl Resolver {
             },
             workers,
             max_clients,
+            buffer_limit,
             max_logins,
             login_timeout,
             limits,
@@ -242,6 +247,17 @@ impl Resolver {
             file: None,
         };
         databases.map(|_| config)
+    }
+
+    fn buffer_limit(&mut self) -> usize {
+        let parse = |raw: &Raw| match raw.size()? {
+            size if size > 0 && size < LEAST_BUFFERS => {
+                Err(format!("has to be {} at least, or 0 for no limit", units::show_size(LEAST_BUFFERS)))
+            }
+            size => Ok(size),
+        };
+        let size = self.0.get("buffer_limit", 256 << 20, true, parse, |size| units::show_size(*size));
+        usize::try_from(size).unwrap_or(usize::MAX)
     }
 
     fn socket(&mut self) -> SocketOptions {

@@ -395,6 +395,15 @@ impl Raw {
             _ => super::units::duration(self.text()?),
         }
     }
+
+    /// A size in bytes, with its unit.
+    pub fn size(&self) -> Result<u64, String> {
+        match &self.value {
+            Value::Int(0) => Ok(0),
+            Value::Int(number) => Err(format!("{number} needs a unit: write \"{number}MiB\" or \"{number}KiB\"")),
+            _ => super::units::size(self.text()?),
+        }
+    }
 }
 
 impl Value {

@@ -145,6 +145,19 @@ impl Socket {
         }
     }
 
+    /// Whether the peer has closed, be it behind something that was not read. Without waiting.
+    pub(super) fn is_ending(&self) -> bool {
+        // Elsewhere than on Linux only a connection that is closed both ways shows itself behind unread bytes.
+        #[cfg(target_os = "linux")]
+        let ending = PollFlags::RDHUP;
+        #[cfg(not(target_os = "linux"))]
+        let ending = PollFlags::empty();
+        let fd = self.fd();
+        let mut polled = [PollFd::new(&fd, ending)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(poll(&mut polled, Some(&now)), Ok(1..)) && !polled[0].revents().is_empty()
+    }
+
     /// Says that nothing more comes. Can still be read.
     pub(super) fn shutdown(&self) {
         let _ = rustix::net::shutdown(self.fd(), rustix::net::Shutdown::Write);

@@ -74,6 +74,9 @@ struct Tls {
     pending: Vec<u8>,
 }
 
+/// Bytes that a TLS connection keeps at most of what it was given to send: rustls' own limit, when nobody has set another.
+const TLS_BACKLOG: usize = 64 * 1024;
+
 impl std::fmt::Debug for Stream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Stream").field("socket", &self.socket).field("tls", &self.tls.is_some()).finish()
@@ -237,6 +240,15 @@ impl Stream {
         Poll::Ready(Ok(taken))
     }
 
+    /// What is kept beneath, in bytes: at most, where only TLS itself knows.
+    #[inline]
+    pub fn backlog(&self) -> usize {
+        match &self.tls {
+            None => 0,
+            Some(tls) => tls.pending.capacity() + if tls.connection.wants_write() { TLS_BACKLOG } else { 0 },
+        }
+    }
+
     /// Ready when nothing that was taken is left to be sent.
     #[inline]
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -288,6 +300,12 @@ impl Stream {
     /// Whether the peer has closed. Asks the kernel, without waiting; what the peer may have sent is not looked at.
     pub fn is_closed(&self) -> bool {
         matches!(self.socket.read_now(&mut [0], true), Ok(Some(0)) | Err(_))
+    }
+
+    /// Whether the peer will send nothing more than what it has sent, or is gone. Asks the kernel, without waiting; what the
+    /// peer has sent is not looked at.
+    pub fn is_ending(&self) -> bool {
+        self.socket.is_ending()
     }
 
     /// Sends `last` if the socket takes it at once, and says that nothing more comes.
