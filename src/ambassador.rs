@@ -6,7 +6,7 @@ use crate::admin::{Operator, Request, SqlConsole, http, metrics};
 use crate::auth::Method;
 use crate::auth::scram::Mock;
 use crate::client::{CancelLane, Clients, Context, Door, DoorTls};
-use crate::config::{self, Config, Fault, File, Sources, StartupPolicy};
+use crate::config::{self, Config, Fault, File, ListenerConfig, Sources, StartupPolicy};
 use crate::credentials::Spec;
 use crate::drain::{self, Notice, Plan, Signals};
 use crate::listen::{Habits, Hubs};
@@ -102,7 +102,8 @@ pub struct Ambassador {
     config: Config,
     sources: Sources,
     /// The ways in, by the addresses that were asked for.
-    doors: Vec<(Vec<SocketAddr>, Arc<Door>)>,
+    /// With the addresses of the further listener that they are of.
+    doors: Vec<(Option<Vec<SocketAddr>>, Arc<Door>)>,
     requests: UnboundedReceiver<Request>,
     workers: Workers,
     log: Logs,
@@ -337,9 +338,10 @@ impl Ambassador {
         for (_, door) in &self.doors {
             *door.tls.write().unwrap_or_else(PoisonError::into_inner) = door_tls.clone();
         }
-        // The first door is that of `listen`. One that was not there at the start is none.
-        for (addresses, door) in self.doors.iter().skip(1) {
-            if let Some(listener) = config.listeners.iter().find(|listener| listener.listen == *addresses) {
+        // A listener that was not there at the start is none.
+        for (addresses, door) in &self.doors {
+            let is_of = |listener: &&ListenerConfig| addresses.as_ref() == Some(&listener.listen);
+            if let Some(listener) = config.listeners.iter().find(is_of) {
                 *door.preference.write().unwrap_or_else(PoisonError::into_inner) = listener.preference;
             }
         }
@@ -368,25 +370,29 @@ impl Ambassador {
 }
 
 /// What listening has made: the ways in, the doors whose TLS a reload changes, the unix socket's file.
-type Opened = (Vec<Entrance>, Vec<(Vec<SocketAddr>, Arc<Door>)>, Option<SocketFile>);
+type Opened = (Vec<Entrance>, Vec<(Option<Vec<SocketAddr>>, Arc<Door>)>, Option<SocketFile>);
 
 /// Opens every listener.
 fn bind(config: &Config) -> Result<Opened, StartError> {
     let tls = config.tls.as_ref().map(load_door).transpose();
     let tls = tls.map_err(|error| StartError::Tls { what: "tls".into(), error })?;
     let required = config.tls.as_ref().is_some_and(|tls| tls.required);
-    let door = |preference| {
+    let door = |address: Option<SocketAddr>, preference| {
         let (method, tls) = (config.auth.method, RwLock::new(tls.clone()));
-        Arc::new(Door { method, tls, tls_required: required, preference: RwLock::new(preference) })
+        let address = address.filter(|address| !address.ip().is_unspecified());
+        Arc::new(Door { address, method, tls, tls_required: required, preference: RwLock::new(preference) })
     };
     let defaulted = !config.is_set("listen");
     let (mut entrances, mut doors) = (Vec::new(), Vec::new());
     let further = config.listeners.iter().map(|listener| (&listener.listen, listener.preference, "listeners"));
     for (addresses, preference, flag) in [(&config.listen, Preference::default(), LISTEN)].into_iter().chain(further) {
-        let door = door(preference);
         for address in addresses {
             match Bound::tcp(*address, &config.socket) {
-                Ok(bound) => entrances.push(Entrance { bound, door: Arc::clone(&door) }),
+                Ok(bound) => {
+                    let door = door(bound.local(), preference);
+                    doors.push(((flag != LISTEN).then(|| addresses.clone()), Arc::clone(&door)));
+                    entrances.push(Entrance { bound, door });
+                }
                 // Nobody asked for IPv6 by name, and not every machine has it.
                 Err(error)
                     if flag == LISTEN && defaulted && address.is_ipv6() && error.kind() != io::ErrorKind::AddrInUse =>
@@ -396,7 +402,6 @@ fn bind(config: &Config) -> Result<Opened, StartError> {
                 Err(error) => return Err(StartError::Listen { address: address.to_string(), flag, error }),
             }
         }
-        doors.push((addresses.clone(), door));
     }
     let mut file = None;
     if let Some(unix) = &config.unix {
@@ -407,6 +412,7 @@ fn bind(config: &Config) -> Result<Opened, StartError> {
         })?;
         // Unix sockets have no TLS, as PostgreSQL has it.
         let door = Arc::new(Door {
+            address: None,
             method: config.auth.unix_method,
             tls: RwLock::new(None),
             tls_required: false,

@@ -38,9 +38,9 @@ struct Team {
 
 type Beat = Box<dyn Fn(usize) + Send + Sync>;
 
-/// A connection that one worker accepted for another, its other end, the entrance it came through, and its place among
-/// those who have not proven anything yet.
-type Arrival = (Accepted, Option<SocketAddr>, Arc<Door>, OwnedSemaphorePermit);
+/// A connection that one worker accepted for another, its other end, the entrance it came through, its place among those
+/// who have not proven anything yet, and in the other worker's load.
+type Arrival = (Accepted, Option<SocketAddr>, Arc<Door>, OwnedSemaphorePermit, Load);
 
 /// Running workers.
 #[derive(Debug)]
@@ -51,6 +51,13 @@ pub struct Workers {
 
 /// A client counted in its worker's load.
 struct Load(Arc<Team>, usize);
+
+impl Load {
+    fn new(team: &Arc<Team>, worker: usize) -> Self {
+        team.loads[worker].fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(team), worker)
+    }
+}
 
 impl Drop for Load {
     fn drop(&mut self) {
@@ -115,9 +122,9 @@ async fn work(
         tokio::select! {
             _ = beats.tick() => (team.beat)(at),
             arrival = arrivals.recv() => match arrival {
-                Some((accepted, peer, door, slot)) => {
+                Some((accepted, peer, door, slot, load)) => {
                     if let Ok(socket) = accepted.into_socket() {
-                        welcome(&team, at, socket, peer, door, slot);
+                        welcome(&team, socket, peer, door, slot, load);
                     }
                 }
                 None => return,
@@ -144,11 +151,10 @@ async fn accept(team: Arc<Team>, at: usize, entrance: usize, slots: Arc<Semaphor
             Ok((socket, peer)) => {
                 let lightest = team.lightest(at);
                 if lightest == at {
-                    welcome(&team, at, socket, peer, Arc::clone(door), slot);
+                    welcome(&team, socket, peer, Arc::clone(door), slot, Load::new(&team, at));
                 } else if let Ok(accepted) = Accepted::from_socket(socket) {
-                    team.loads[lightest].fetch_add(1, Ordering::Relaxed);
-                    let _ = team.hand_over[lightest].send((accepted, peer, Arc::clone(door), slot));
-                    team.loads[lightest].fetch_sub(1, Ordering::Relaxed);
+                    let load = Load::new(&team, lightest);
+                    let _ = team.hand_over[lightest].send((accepted, peer, Arc::clone(door), slot, load));
                 }
             }
             Err(error) => {
@@ -172,12 +178,12 @@ impl Team {
 
 /// Serves a connection in this worker.
 fn welcome(
-    team: &Arc<Team>,
-    at: usize,
+    team: &Team,
     socket: Socket,
     peer: Option<SocketAddr>,
     door: Arc<Door>,
     slot: OwnedSemaphorePermit,
+    load: Load,
 ) {
     // Linux hands the options of the listening socket down to what is accepted there.
     if cfg!(not(target_os = "linux"))
@@ -188,7 +194,5 @@ fn welcome(
         tracing::debug!(%error, "cannot set socket options");
         return;
     }
-    team.loads[at].fetch_add(1, Ordering::Relaxed);
-    let load = Load(Arc::clone(team), at);
     tokio::spawn(client::serve(Arc::clone(&team.context), door, Stream::plain(socket), peer, slot, load));
 }

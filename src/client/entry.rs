@@ -349,14 +349,13 @@ impl Clients {
         place: Place,
         identity: Identity,
         stream: &crate::net::Stream,
-        peer: Option<SocketAddr>,
+        ends: Option<(SocketAddr, SocketAddr)>,
     ) -> Listed {
         let tls = stream.tls().map(|tls| {
             let version = tls.protocol_version().and_then(|v| v.as_str()).unwrap_or("?");
             let cipher = tls.negotiated_cipher_suite().and_then(|c| c.suite().as_str()).unwrap_or("?");
             format!("{version}/{cipher}").into_boxed_str()
         });
-        let ends = peer.zip(stream.socket().local());
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         loop {
             let key = random_key(identity.long_key);

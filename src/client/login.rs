@@ -28,6 +28,8 @@ use zeroize::Zeroizing;
 /// How clients come in at one address.
 #[derive(Debug)]
 pub struct Door {
+    /// Where it is, if it is at one address and not at all that this machine has.
+    pub address: Option<SocketAddr>,
     /// How they prove who they are.
     pub method: Method,
     /// TLS, if it is offered; replaced when its files change.
@@ -478,7 +480,12 @@ pub struct Opened {
 }
 
 /// Opens the session of a client that has logged in: checks its database and settings against a server, and welcomes it.
-pub async fn open(context: &Context, login: &mut LoggedIn, place: super::entry::Place) -> Result<Opened, Ended> {
+pub async fn open(
+    context: &Context,
+    door: &Door,
+    login: &mut LoggedIn,
+    place: super::entry::Place,
+) -> Result<Opened, Ended> {
     let startup = &mut login.startup;
     let mut settings = std::mem::take(&mut startup.settings);
     let startup = &*startup;
@@ -542,7 +549,9 @@ pub async fn open(context: &Context, login: &mut LoggedIn, place: super::entry::
         },
         long_key: startup.spoken_minor() >= 2,
     };
-    let listed = context.clients.list(place, identity, &login.stream, login.peer);
+    // The kernel need not be asked which of our addresses it is at, where there is only one.
+    let ends = login.peer.and_then(|peer| Some((peer, door.address.or_else(|| login.stream.socket().local())?)));
+    let listed = context.clients.list(place, identity, &login.stream, ends);
     let mut message = std::mem::take(&mut login.unsent);
     message.reserve(welcome.messages.len() + OWN_WELCOME);
     message.extend_from_slice(&welcome.messages);

@@ -228,7 +228,7 @@ async fn open(
         return None;
     }
     let place = login.take_place()?;
-    match login::open(context, &mut login, place).await {
+    match login::open(context, &door, &mut login, place).await {
         Ok(opened) => {
             // Those who were on the list then have been told.
             if context.closed.load(Ordering::Relaxed) {
