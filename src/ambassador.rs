@@ -142,7 +142,7 @@ impl Ambassador {
             })
         });
         let access_log = access_log.transpose()?;
-        let console = Arc::new(SqlConsole::new(config.console.clone()));
+        let console = Arc::new(SqlConsole::new(config.console.clone(), runtime.clone()));
         let context = Arc::new(Context {
             clients: Clients::new(config.max_clients),
             interners,

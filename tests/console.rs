@@ -453,3 +453,40 @@ fn health_is_told_apart() {
     }
     assert_eq!(ambassador.http("/nothing").0, 404);
 }
+
+#[test]
+fn the_name_that_a_client_gives_its_application_is_shown_and_the_names_of_its_pool() {
+    let url = format!("postgres://postgres@127.0.0.1:{}/postgres?sslmode=disable", shared().port());
+    let ambassador = Ambassador::start(&[&url, "--pool-size", "1"]);
+    let mut client = Client::login(ambassador.port, &[("user", "ann"), ("database", "shop"), ("application_name", "a")]);
+    let shown = |table: &str| {
+        let row = ambassador.show(table).pop().unwrap();
+        [1, 2, 18].map(|column| row[column].clone().unwrap())
+    };
+    assert_eq!(shown("CLIENTS"), ["ann", "shop", "a"]);
+    client.query("set application_name = 'b'");
+    assert_eq!(shown("CLIENTS"), ["ann", "shop", "b"]);
+    client.query("begin; set local application_name = 'c'");
+    assert_eq!(shown("CLIENTS"), ["ann", "shop", "c"]);
+    assert_eq!(shown("SERVERS"), ["ann", "shop", "c"], "who has it, by the names that SHOW POOLS has");
+    client.query("rollback");
+    assert_eq!(shown("CLIENTS"), ["ann", "shop", "b"]);
+    assert_eq!(shown("SERVERS")[2], "");
+}
+
+#[test]
+fn who_leaves_while_a_command_runs_is_not_waited_for_and_a_pause_stays() {
+    let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "1"]);
+    let mut client = Client::new(ambassador.port);
+    client.query("begin");
+    client.query("select 1");
+    let mut console = console(&ambassador);
+    console.send(&query("PAUSE"));
+    wait_until("it is paused", || ambassador.metric("pg_ambassador_pool_paused") > 0.0);
+    drop(console);
+    wait_until("it is noticed", || ambassador.log().contains("who waits for a console command has left"));
+    client.query("commit");
+    assert!(ambassador.metric("pg_ambassador_pool_paused") > 0.0);
+    self::console(&ambassador).query("RESUME");
+    assert_eq!(client.value("select 1"), "1");
+}

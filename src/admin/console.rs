@@ -17,6 +17,8 @@ use crate::wire::{BackendTag, FrontendTag, Report, SqlState, TxStatus};
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
+use tokio::runtime::Handle;
 
 /// What the console says it is: a version that drivers understand, and then the truth.
 pub const SERVER_VERSION: &str = concat!("16.0 (pg-ambassador ", env!("CARGO_PKG_VERSION"), ")");
@@ -24,20 +26,24 @@ pub const SERVER_VERSION: &str = concat!("16.0 (pg-ambassador ", env!("CARGO_PKG
 const NAMES: [&str; 2] = ["ambassador", "pgbouncer"];
 /// A command is a line, not a book.
 const MAX_MESSAGE: usize = 64 * 1024;
+/// How often is looked whether somebody who waits for a command has left.
+const LOOK: Duration = Duration::from_secs(1);
 /// Statements and portals that one session may have.
 const MAX_STATEMENTS: usize = 1000;
 
 /// The console.
 pub struct SqlConsole {
     config: RwLock<ConsoleConfig>,
+    /// Where its sessions run: a table of ten thousand clients must not keep the clients of a worker waiting.
+    runtime: Handle,
     /// Set by the assembly, once there is one.
     operator: OnceLock<Arc<Operator>>,
 }
 
 impl SqlConsole {
-    /// A console for these users.
-    pub fn new(config: ConsoleConfig) -> Self {
-        Self { config: RwLock::new(config), operator: OnceLock::new() }
+    /// A console for these users, whose sessions run there.
+    pub fn new(config: ConsoleConfig, runtime: Handle) -> Self {
+        Self { config: RwLock::new(config), runtime, operator: OnceLock::new() }
     }
 
     /// Lets in these users from now on. Sessions that are open stay what they are.
@@ -72,7 +78,7 @@ impl Console for SqlConsole {
 
     fn serve<'a>(&'a self, login: LoggedIn) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            let Some(operator) = self.operator.get() else { return };
+            let Some(operator) = self.operator.get().cloned() else { return };
             let is_admin = self.is_admin(&login);
             let user = login.startup.user.clone();
             if !is_admin && !self.may_look(&user) {
@@ -95,16 +101,15 @@ impl Console for SqlConsole {
                 portals: HashMap::new(),
                 skipping: false,
             };
-            if let Err(error) = session.run().await {
-                tracing::debug!(%error, "console session ended");
-            }
+            // It ends with its connection.
+            let _ = self.runtime.spawn(session.serve()).await;
         })
     }
 }
 
 /// A session of the console.
-struct Session<'a> {
-    operator: &'a Operator,
+struct Session {
+    operator: Arc<Operator>,
     stream: Stream,
     input: Vec<u8>,
     output: Vec<u8>,
@@ -132,7 +137,17 @@ impl Portal {
     }
 }
 
-impl Session<'_> {
+impl Session {
+    async fn serve(mut self) {
+        match self.stream.rehome() {
+            Ok(stream) => self.stream = stream,
+            Err(error) => return tracing::debug!(%error, "console session lost"),
+        }
+        if let Err(error) = self.run().await {
+            tracing::debug!(%error, "console session ended");
+        }
+    }
+
     async fn run(mut self) -> io::Result<()> {
         tracing::info!(user = self.user, admin = self.is_admin, "console session");
         reply::authentication(&mut self.output, AuthRequest::Ok);
@@ -248,11 +263,28 @@ impl Session<'_> {
         if command.needs_admin() {
             tracing::info!(user = self.user, ?command, allowed = self.is_admin, "console command");
         }
-        let answer = self.operator.run(command, self.is_admin).await?;
+        let answer = self.while_there(self.operator.run(command, self.is_admin)).await?;
         if let Some(notice) = &answer.notice {
             notice.write(&mut self.output);
         }
         Ok(answer)
+    }
+
+    /// Waits for a command as long as somebody waits for its answer. What it has begun stays as it is: a PAUSE is in force.
+    async fn while_there(
+        &self,
+        command: impl Future<Output = Result<Answer, Report>>,
+    ) -> Result<Answer, Report> {
+        let mut command = std::pin::pin!(command);
+        loop {
+            if let Ok(answer) = tokio::time::timeout(LOOK, &mut command).await {
+                return answer;
+            }
+            if self.stream.is_closed() {
+                tracing::info!(user = self.user, "who waits for a console command has left");
+                return Err(error("nobody waits for the command any more"));
+            }
+        }
     }
 
     fn answer(&mut self, command: &Command, answer: &Answer, columns: &show::Columns, binary: impl Fn(usize) -> bool) {

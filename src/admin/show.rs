@@ -15,6 +15,7 @@ use crate::routing::{Destination, NodeView, Policy, Reason, Tick};
 use crate::server::{ServerEntry, ServerState};
 use crate::session::PoolMode;
 use crate::wire::reply::ColumnType;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -296,22 +297,24 @@ fn pin_row(client: &ClientEntry) -> Option<Vec<Cell>> {
 
 fn servers(operator: &Operator) -> Vec<Vec<Cell>> {
     let mut rows = Vec::new();
+    let clients: HashMap<u64, _> =
+        operator.context.clients.all().iter().map(|client| (client.id, client.application_name())).collect();
     for set in operator.context.directory.sets() {
         for pool in set.pools_to_the_last() {
-            let target = pool.target();
             let mut servers = [pool.servers(), pool.servers_apart()].concat();
             servers.sort_by_key(|server| server.id);
             let outdated = pool.reconnected_at();
             rows.extend(servers.iter().map(|server| {
                 let close_needed = outdated.is_some_and(|at| server.connected < at);
-                server_row(server, &target.user, &target.database, close_needed)
+                let application = clients.get(&server.client()).map_or("", |name| &**name);
+                server_row(server, [&pool.name.user, &pool.name.database, application], close_needed)
             }));
         }
     }
     rows
 }
 
-fn server_row(server: &ServerEntry, user: &str, database: &str, close_needed: bool) -> Vec<Cell> {
+fn server_row(server: &ServerEntry, [user, database, application]: [&str; 3], close_needed: bool) -> Vec<Cell> {
     let [addr, port, local_addr, local_port] = match server.ends {
         Some(_) => ends(server.ends),
         None => [text(&server.target.address), int(server.target.address.port()), text("unix"), int(0)],
@@ -336,7 +339,7 @@ fn server_row(server: &ServerEntry, user: &str, database: &str, close_needed: bo
         text(if client == 0 { String::new() } else { format!("c{client}") }),
         int(server.key.pid),
         text(server.tls.as_deref().unwrap_or_default()),
-        text(""),
+        text(application),
         int(server.prepared()),
         int(server.id),
     ]

@@ -124,6 +124,11 @@ impl ClientEntry {
         Arc::clone(&lock(&self.application_name))
     }
 
+    /// It has set another one.
+    pub fn set_application_name(&self, name: Box<str>) {
+        *lock(&self.application_name) = name.into();
+    }
+
     /// When its last request began.
     pub fn requested(&self) -> Instant {
         self.connected + Duration::from_millis(self.requested_ms.load(Ordering::Relaxed))

@@ -594,7 +594,12 @@ impl Relay {
             }
             Poll::Ready(read) => {
                 match read? {
-                    Read::Handled => self.after_server_input()?,
+                    Read::Handled => {
+                        if let Some(name) = self.session.take_name() {
+                            self.listed.entry.set_application_name(name);
+                        }
+                        self.after_server_input()?;
+                    }
                     Read::Lost(report, loss) => self.server_lost(&report, loss)?,
                     Read::Refused(report) => self.server_refused(&report)?,
                     Read::Final(report) => {

@@ -100,6 +100,8 @@ pub struct Session {
     marks: usize,
     /// It has asked where sequences stand.
     asks_sequences: bool,
+    /// The `application_name` that it was told of last, until somebody takes note.
+    renamed: Option<Box<str>>,
     /// A ReadyForQuery was held back.
     held_ready: bool,
     prepared: ClientPrepared,
@@ -411,6 +413,7 @@ impl Session {
             channels: None,
             marks: 0,
             asks_sequences: false,
+            renamed: None,
             held_ready: false,
             prepared: ClientPrepared::default(),
             unnamed: None,
@@ -459,6 +462,12 @@ impl Session {
     /// When the server goes back.
     pub fn mode(&self) -> PoolMode {
         self.mode
+    }
+
+    /// The `application_name` that it has, if it is another one since the last call.
+    #[inline]
+    pub fn take_name(&mut self) -> Option<Box<str>> {
+        self.renamed.take()
     }
 
     /// What [`Session::take_completed`] would give.

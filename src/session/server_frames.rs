@@ -408,6 +408,9 @@ impl Session {
             self.standard_strings = value != "off";
         }
         let pass = pass && !restores;
+        if pass && name == "application_name" {
+            self.renamed = Some(value.into());
+        }
         let mut message = Vec::new();
         if pass && self.channels.is_some() {
             reply::parameter_status(&mut message, name, value);
