@@ -458,7 +458,8 @@ fn health_is_told_apart() {
 fn the_name_that_a_client_gives_its_application_is_shown_and_the_names_of_its_pool() {
     let url = format!("postgres://postgres@127.0.0.1:{}/postgres?sslmode=disable", shared().port());
     let ambassador = Ambassador::start(&[&url, "--pool-size", "1"]);
-    let mut client = Client::login(ambassador.port, &[("user", "ann"), ("database", "shop"), ("application_name", "a")]);
+    let mut client =
+        Client::login(ambassador.port, &[("user", "ann"), ("database", "shop"), ("application_name", "a")]);
     let shown = |table: &str| {
         let row = ambassador.show(table).pop().unwrap();
         [1, 2, 18].map(|column| row[column].clone().unwrap())

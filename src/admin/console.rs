@@ -271,10 +271,7 @@ impl Session {
     }
 
     /// Waits for a command as long as somebody waits for its answer. What it has begun stays as it is: a PAUSE is in force.
-    async fn while_there(
-        &self,
-        command: impl Future<Output = Result<Answer, Report>>,
-    ) -> Result<Answer, Report> {
+    async fn while_there(&self, command: impl Future<Output = Result<Answer, Report>>) -> Result<Answer, Report> {
         let mut command = std::pin::pin!(command);
         loop {
             if let Ok(answer) = tokio::time::timeout(LOOK, &mut command).await {
