@@ -26,11 +26,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+/// A certificate that ends within this time should be renewed by now: those who do it by themselves do it weeks before.
+const SOON: Duration = Duration::from_secs(7 * 86_400);
 /// How often pools are kept in order.
 const MAINTENANCE: Duration = Duration::from_secs(1);
 /// How long the last lines of the access log may take to be written.
@@ -161,6 +163,7 @@ impl Ambassador {
             counters: crate::client::Counters::default(),
             access_log,
             budget: Budget::new(config.buffer_limit),
+            certificate_ends: AtomicU64::new(0),
             closed: std::sync::atomic::AtomicBool::new(false),
         });
         let (sender, requests) = unbounded_channel();
@@ -170,6 +173,8 @@ impl Ambassador {
         console.connect(Arc::clone(&operator));
 
         let (entrances, doors, socket) = bind(&config)?;
+        let tls = doors.first().and_then(|(_, door)| door.tls.read().unwrap_or_else(PoisonError::into_inner).clone());
+        note_certificate(&context, tls.as_ref());
         let addresses = entrances.iter().filter_map(|entrance| entrance.bound.local()).collect();
         let admin_address = serve_http(&config, &operator).await?;
         let beat = Arc::clone(&operator);
@@ -335,6 +340,7 @@ impl Ambassador {
         *context.users.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&config.auth.users);
         context.clients.set_limit(config.max_clients);
         context.budget.set_limit(config.buffer_limit);
+        note_certificate(context, door_tls.as_ref());
         for (_, door) in &self.doors {
             *door.tls.write().unwrap_or_else(PoisonError::into_inner) = door_tls.clone();
         }
@@ -428,8 +434,23 @@ fn bind(config: &Config) -> Result<Opened, StartError> {
 }
 
 fn load_door(tls: &ListenerTls) -> Result<Arc<DoorTls>, TlsError> {
-    let end_point = tls::server_end_point(&tls.leaf()?);
-    Ok(Arc::new(DoorTls { config: tls.load()?, end_point }))
+    let leaf = tls.leaf()?;
+    let (end_point, valid_until) = (tls::server_end_point(&leaf), tls::valid_until(&leaf));
+    let config = tls.load()?;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    if let Some(left) = valid_until.map(|until| until.saturating_sub(now))
+        && left < SOON
+    {
+        let days = left.as_secs() / 86_400;
+        tracing::warn!(cert = %tls.identity.cert.display(), days, "the certificate of tls.cert ends soon, or has ended: renew it");
+    }
+    Ok(Arc::new(DoorTls { config, end_point, valid_until }))
+}
+
+/// Notes until when the listeners' certificate is valid.
+fn note_certificate(context: &Context, tls: Option<&Arc<DoorTls>>) {
+    let until = tls.and_then(|tls| tls.valid_until).unwrap_or_default();
+    context.certificate_ends.store(until.as_secs(), Ordering::Relaxed);
 }
 
 async fn serve_http(config: &Config, operator: &Arc<Operator>) -> Result<Option<SocketAddr>, StartError> {

@@ -40,6 +40,7 @@ metrics_table! {
     UP_SINCE = "pg_ambassador_start_time_seconds", Gauge, Some(Unit::Seconds), "When the process started, in seconds since 1970.";
     CLIENTS = "pg_ambassador_clients", Gauge, None, "Clients that are logged in, by what they are doing.";
     CLIENT_LIMIT = "pg_ambassador_clients_max", Gauge, None, "Clients that there may be (max_clients).";
+    CERTIFICATE_ENDS = "pg_ambassador_tls_cert_expiry_timestamp_seconds", Gauge, Some(Unit::Seconds), "When the certificate of tls.cert ends, in seconds since 1970.";
     BUFFERS = "pg_ambassador_buffer_bytes", Gauge, Some(Unit::Bytes), "What clients keep in buffers: results that they do not read, and parts of messages. Less than 16 KiB of one client is not counted.";
     BUFFER_LIMIT = "pg_ambassador_buffer_limit_bytes", Gauge, Some(Unit::Bytes), "What all clients may keep in buffers (buffer_limit); 0 is no limit.";
     BUFFERS_EXHAUSTED = "pg_ambassador_buffers_exhausted_total", Counter, None, "How often that limit was reached.";

@@ -344,6 +344,31 @@ fn f16_a_new_certificate_is_used_after_a_reload_and_a_bad_one_is_not_and_nobody_
 }
 
 #[test]
+fn f16_when_the_listeners_certificate_ends_is_told_and_warned_of_in_time() {
+    let secure = secure();
+    let dir = Dir::new();
+    let until = |year, month, day| {
+        let pair = secure
+            .authority
+            .sign_with(&["localhost"], |params| params.not_after = rcgen::date_time_ymd(year, month, day));
+        pair.write(&dir, "ends")
+    };
+    let (cert, key) = until(2040, 1, 1);
+    let url = url(shared());
+    let front = Ambassador::start(&[&url, "--tls-cert", cert.to_str().unwrap(), "--tls-key", key.to_str().unwrap()]);
+    let ends = || front.metric("pg_ambassador_tls_cert_expiry_timestamp_seconds");
+    // What `date -u -d 2040-01-01 +%s` says.
+    assert_eq!(ends(), 2_208_988_800.0);
+    assert!(!front.log().contains("renew it"));
+    until(2020, 1, 1);
+    front.signal("HUP");
+    wait_until("the other certificate is there", || ends() == 1_577_836_800.0);
+    assert!(front.log().contains("renew it"), "{}", front.log());
+    let plain = Ambassador::start(&[&url]);
+    assert!(!plain.http("/metrics").1.contains("tls_cert_expiry"), "there is none");
+}
+
+#[test]
 fn a_changed_client_certificate_is_shown_by_new_connections_and_the_working_ones_stay() {
     let secure = secure();
     let dir = Dir::new();

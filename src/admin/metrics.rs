@@ -52,6 +52,10 @@ pub fn render(telemetry: &Telemetry, context: &Context, vitals: Vitals) -> Strin
     page.set(&t::RELOADS, &[("result", "refused")], vitals.failed_reloads);
     page.gauge(&t::WORKER_LAG, &[], vitals.worker_lag.as_secs_f64());
     page.gauge(&t::CLIENT_LIMIT, &[], float(clients.limit()));
+    match context.certificate_ends.load(Ordering::Relaxed) {
+        0 => {}
+        ends => page.gauge(&t::CERTIFICATE_ENDS, &[], Duration::from_secs(ends).as_secs_f64()),
+    }
     page.gauge(&t::BUFFERS, &[], float(context.budget.taken()));
     page.gauge(&t::BUFFER_LIMIT, &[], float(context.budget.limit().unwrap_or_default()));
     page.set(&t::BUFFERS_EXHAUSTED, &[], context.budget.times_exhausted());

@@ -47,6 +47,8 @@ pub struct DoorTls {
     pub config: Arc<ServerConfig>,
     /// The channel binding data of our certificate.
     pub end_point: Option<Vec<u8>>,
+    /// Until when our certificate is valid, since 1970.
+    pub valid_until: Option<Duration>,
 }
 
 /// A client that has logged in.

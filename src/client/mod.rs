@@ -73,6 +73,8 @@ pub struct Context {
     pub access_log: Option<Arc<AccessLog>>,
     /// What all buffers may take up.
     pub budget: Arc<Budget>,
+    /// Until when the listeners' certificate is valid, in seconds since 1970; 0 if there is none.
+    pub certificate_ends: AtomicU64,
     /// New clients are refused.
     pub closed: AtomicBool,
 }

@@ -13,6 +13,7 @@ use rustls::{
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use x509_cert::der::{Decode, asn1::AnyRef};
 
 /// The protocol name that PostgreSQL has registered for TLS's application-layer negotiation.
@@ -302,6 +303,12 @@ fn pss_hash(parameters: AnyRef<'_>) -> Option<String> {
     let mut algorithm = SliceReader::new(hash.value.value()).ok()?;
     let oid: ObjectIdentifier = algorithm.decode().ok()?;
     Some(oid.to_string())
+}
+
+/// Until when a certificate is valid, since 1970.
+pub fn valid_until(certificate: &CertificateDer<'_>) -> Option<Duration> {
+    let parsed = x509_cert::Certificate::from_der(certificate).ok()?;
+    Some(parsed.tbs_certificate().validity().not_after.to_unix_duration())
 }
 
 /// The common name of a client's certificate.
