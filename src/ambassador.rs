@@ -334,8 +334,7 @@ impl Ambassador {
             .directory
             .reload(&config.directory)
             .map_err(|(database, error)| vec![format!("database {database:?}: {error}")])?;
-        let write = |slot: &RwLock<_>, value| *slot.write().unwrap_or_else(PoisonError::into_inner) = value;
-        write(&context.limits, Arc::new(config.limits.clone()));
+        context.set_limits(config.limits.clone());
         self.console.adopt(config.console.clone());
         *context.users.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&config.auth.users);
         context.clients.set_limit(config.max_clients);

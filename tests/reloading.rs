@@ -404,3 +404,20 @@ fn nobody_gives_up_a_connection_for_who_lacks_a_place_of_another_limit() {
     holder.query("commit");
     assert_eq!(answer(&mut waiter), "waited");
 }
+
+#[test]
+fn timeouts_that_are_set_are_those_of_who_is_there_already() {
+    let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "2"]);
+    let mut idle = Client::new(ambassador.port);
+    assert_eq!(idle.value("select 1"), "1");
+    let mut busy = Client::new(ambassador.port);
+    busy.send(&query("select pg_sleep(1000)"));
+    let mut console = Client::login(ambassador.port, &[("user", "ambassador"), ("database", "ambassador")]);
+    wait_until("it runs", || ambassador.show("SERVERS").iter().any(|row| row[4].as_deref() == Some("active")));
+    console.query("SET query_timeout = '100ms'");
+    let error = busy.read_until(b"E").unwrap().pop().unwrap();
+    assert_eq!((error.field(b'S').as_deref(), error.code().as_str()), (Some("FATAL"), "57014"));
+    assert_eq!(idle.value("select 2"), "2");
+    console.query("SET client_idle_timeout = '100ms'");
+    assert_eq!(idle.read_until(b"E").unwrap().pop().unwrap().code(), "57P05");
+}

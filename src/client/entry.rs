@@ -1,5 +1,6 @@
 //! What others may know of a client while its own task serves it: the consoles, cancel requests, the drain.
 
+use super::limits::Limits;
 use crate::pool::Keeper;
 use crate::random;
 use crate::server::ServerEntry;
@@ -9,7 +10,7 @@ use crate::wire::startup::CancelKey;
 use foldhash::fast::RandomState;
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -75,6 +76,9 @@ pub struct ClientEntry {
     application_name: Mutex<Arc<str>>,
     state: AtomicU8,
     order: AtomicU8,
+    /// Timeouts that have changed, until its task takes them.
+    new_limits: Mutex<Option<Arc<Limits>>>,
+    has_new_limits: AtomicBool,
     requested_ms: AtomicU64,
     prepared: AtomicU32,
     /// Why it keeps its server, and since how many milliseconds after `connected`.
@@ -204,6 +208,27 @@ impl ClientEntry {
     /// Asks something of the client's task. A graver order replaces a lesser one.
     pub fn order(&self, order: Order) {
         self.order.fetch_max(order as u8, Ordering::AcqRel);
+        self.wake();
+    }
+
+    /// Gives it other timeouts.
+    pub fn set_limits(&self, limits: Arc<Limits>) {
+        *lock(&self.new_limits) = Some(limits);
+        self.has_new_limits.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// Timeouts that have changed since the last call.
+    #[inline]
+    pub(super) fn take_limits(&self) -> Option<Arc<Limits>> {
+        if !self.has_new_limits.load(Ordering::Acquire) {
+            return None;
+        }
+        self.has_new_limits.store(false, Ordering::Relaxed);
+        lock(&self.new_limits).take()
+    }
+
+    fn wake(&self) {
         let waker = lock(&self.waker).clone();
         if let Some(waker) = waker {
             waker.wake();
@@ -380,6 +405,8 @@ impl Clients {
                 application_name: Mutex::new(Arc::clone(&identity.application_name)),
                 state: AtomicU8::new(ClientState::Idle as u8),
                 order: AtomicU8::new(Order::None as u8),
+                new_limits: Mutex::default(),
+                has_new_limits: AtomicBool::new(false),
                 requested_ms: AtomicU64::new(0),
                 prepared: AtomicU32::new(0),
                 pins: AtomicU16::new(0),

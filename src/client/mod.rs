@@ -135,6 +135,22 @@ impl Context {
         Arc::clone(&self.limits.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Sets the timeouts of everybody, those who are there included.
+    pub fn set_limits(&self, limits: Limits) {
+        let limits = {
+            let mut now = self.limits.write().unwrap_or_else(PoisonError::into_inner);
+            if **now == limits {
+                return;
+            }
+            *now = Arc::new(limits);
+            Arc::clone(&now)
+        };
+        // Who is not on the list yet looks at what was set above later than it gets there.
+        for client in self.clients.all() {
+            client.set_limits(Arc::clone(&limits));
+        }
+    }
+
     /// The users of now.
     pub fn users(&self) -> Arc<UserList> {
         Arc::clone(&self.users.read().unwrap_or_else(PoisonError::into_inner))

@@ -383,6 +383,9 @@ impl Relay {
     fn step(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {
         let mut step = Step::Stuck;
         self.clock.step = None;
+        if let Some(limits) = self.listed.entry.take_limits() {
+            self.upstream.limits = limits;
+        }
         let order = self.listed.entry.ordered();
         if order != Order::None {
             self.carry_out(order)?;
