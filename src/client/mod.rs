@@ -8,6 +8,7 @@ mod hearing;
 pub mod limits;
 pub mod login;
 mod lookout;
+mod pace;
 mod peer;
 mod relay;
 mod room;

@@ -10,6 +10,7 @@ use super::entry::{ClientState, Listed, Order};
 use super::hearing::Hearing;
 use super::limits::Limits;
 use super::lookout;
+use super::pace::Pace;
 use super::room::{LOOK_AFTER, Starved};
 use super::route::{self, Go, LOOK_AGAIN, Router};
 use crate::access_log::AccessLog;
@@ -186,6 +187,8 @@ pub(super) struct Relay {
     /// Somebody needs the server that it only likes to keep: it goes back when what it does now is done.
     wanted_back: bool,
     timer: Option<Pin<Box<Sleep>>>,
+    /// How the result under way is read.
+    pace: Pace,
     /// A look for the server, while that says nothing to a lot that it was sent.
     pub(super) lookout: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     pub(super) clock: Clock,
@@ -340,6 +343,7 @@ impl Relay {
             pins: Pins::NONE,
             wanted_back: false,
             timer: None,
+            pace: Pace::default(),
             lookout: None,
             clock: Clock { heard: Some(Instant::now()), ..Clock::default() },
             tally: Tally::default(),
@@ -543,10 +547,11 @@ impl Relay {
     fn server_input(&mut self, cx: &mut Context<'_>) -> Result<Step, Stop> {
         let portion = self.portion();
         let Server::Leased(lease) = &mut self.server else { return Ok(Step::Stuck) };
-        if self.dry.server {
+        if self.dry.server || self.pace.poll(cx).is_pending() {
             return Ok(Step::Stuck);
         }
         let (stream, session, output) = (&mut self.stream, &mut self.session, &mut self.output);
+        let pace = &mut self.pace;
         let read = scratch::with(|scratch| -> Result<Poll<Result<Read, Stop>>, Stop> {
             let server = &mut **lease;
             let kept = server.input.len();
@@ -573,6 +578,12 @@ impl Relay {
             }
             Ok(Poll::Ready(match handled {
                 Ok(taken) => {
+                    if server.side.is_free() {
+                        pace.is_over();
+                    } else if stream.tls().is_none() && !server.side.is_streaming() {
+                        // To encrypt much at once takes longer than to do it piece by piece, while it is in the cache.
+                        pace.goes_on(read);
+                    }
                     scratch::release(&mut server.input);
                     scratch::keep(&mut server.input, &data[taken.bytes..]);
                     Ok(Read::Handled)
@@ -904,6 +915,7 @@ impl Relay {
     fn part_from_server(&mut self) -> Server {
         self.unpin();
         self.wanted_back = false;
+        self.pace.is_over();
         let server = std::mem::replace(&mut self.server, Server::None);
         if let Some(router) = &mut self.router {
             router.ends(self.clock.now());
