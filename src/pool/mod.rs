@@ -55,8 +55,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout_at;
 
 /// A connection that was used this recently was seen alive this recently: no need to ask the kernel again, unless the runtime
-/// has heard of something since. It hears of all that happens in each of its turns, which are shorter than this.
-const HOT: Duration = Duration::from_millis(10);
+/// has heard of something since.
+const HOT: Duration = Duration::from_millis(2);
 /// How often who waits for a place within a limit looks whether there is something else to wait for.
 const LOOK_FOR_ROOM: Duration = Duration::from_millis(50);
 /// How long a server may take to end a session that is over.
