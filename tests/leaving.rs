@@ -243,6 +243,30 @@ fn f26_a_client_that_leaves_a_large_result_does_not_keep_the_server() {
 }
 
 #[test]
+fn f26_who_says_goodbye_in_front_of_a_large_result_and_does_not_read_it_is_not_waited_for() {
+    // With more than this kept for it a client is not read for requests any more.
+    const MUCH: f64 = 64.0 * 1024.0;
+    let ambassador = Ambassador::start(&[&url(shared()), "--pool-size", "1"]);
+    let kept = || ambassador.metric("pg_ambassador_buffer_bytes");
+    let mut direct = Client::new(shared().port());
+    let mut rounds = 0;
+    while rounds < 3 {
+        let mut client = Client::new(ambassador.port);
+        client.send(&query("select repeat('goodbye', 2000000)"));
+        client.read().unwrap();
+        let waiting =
+            "select count(*) from pg_stat_activity where wait_event = 'ClientWrite' and query like '%goodbye%'";
+        wait_until("its server waits", || direct.value(waiting) == "1");
+        // How much of it is kept here and how much by the system is the system's choice.
+        rounds += usize::from(kept() > MUCH);
+        client.stream.shutdown(Shutdown::Write).unwrap();
+        // Long before client_write_timeout.
+        wait_until("it is gone", || ambassador.show("CLIENTS").is_empty());
+        assert_eq!(Client::new(ambassador.port).value("select 1"), "1");
+    }
+}
+
+#[test]
 fn i05_a_statement_whose_preparation_its_client_left_is_not_taken_for_prepared() {
     let ambassador = start("transaction");
     for round in 0..20 {

@@ -79,6 +79,7 @@ fn each_way_to_lose_a_server_is_counted_by_its_reason() {
     let mut client = Client::new(ambassador.port);
     client.query("select 1");
     terminate(shared().port(), &backends(&ambassador));
+    wait_until("the ambassador could know", || chaos.open() == 0);
     assert_eq!(client.value("select 1"), "1");
     assert_eq!((lost("admin_idle"), lost("admin_active")), (1, 0));
     // The server goes on with what nobody waits for any more: each has a name of its own.

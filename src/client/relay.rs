@@ -1004,6 +1004,10 @@ impl Relay {
         }
         // Answers that the client does not take keep it from asking for more.
         if self.output.len() > UNREAD_OUTPUT || (!self.output.is_empty() && matches!(self.server, Server::None)) {
+            // Nor does who has left take them, and the server is somebody else's then (faults.md F26).
+            if self.stream.may_be_readable() && self.stream.has_left() {
+                return Err(Stop::Client(End::Left));
+            }
             return Ok(Step::Stuck);
         }
         if again {

@@ -308,6 +308,12 @@ impl Stream {
         self.socket.is_ending()
     }
 
+    /// Whether the peer has closed, and has sent nothing that was not read. Asks the kernel, without waiting; of what a TLS
+    /// connection has to say at its end it is not known whether it is only that.
+    pub fn has_left(&self) -> bool {
+        if self.tls.is_some() { self.is_ending() } else { self.is_closed() }
+    }
+
     /// Sends `last` if the socket takes it at once, and says that nothing more comes.
     pub fn write_last(&mut self, last: &[u8]) {
         let mut cx = Context::from_waker(Waker::noop());
