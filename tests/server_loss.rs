@@ -78,8 +78,9 @@ fn each_way_to_lose_a_server_is_counted_by_its_reason() {
     let lost = |reason: &str| count("server_closed_total", &format!("reason=\"{reason}\""));
     let mut client = Client::new(ambassador.port);
     client.query("select 1");
+    let before = chaos.passed(Way::ToClient);
     terminate(shared().port(), &backends(&ambassador));
-    wait_until("the ambassador could know", || chaos.open() == 0);
+    wait_until("the ambassador could know", || chaos.passed(Way::ToClient) > before);
     assert_eq!(client.value("select 1"), "1");
     assert_eq!((lost("admin_idle"), lost("admin_active")), (1, 0));
     // The server goes on with what nobody waits for any more: each has a name of its own.
