@@ -1527,13 +1527,10 @@ impl Relay {
                 .detail(format!("nothing was taken for {:?}", limits.client_write));
             return Err(Stop::Fatal(report));
         }
-        if let Some((since, looked)) = self.starved_since() {
-            if is_up(Some(since), limits.checkout) {
-                return Err(Stop::Fatal(self.out_of_memory(now.saturating_duration_since(since))));
-            }
-            if is_up(Some(looked), LOOK_AFTER) {
-                return Ok(());
-            }
+        if self.starved.is_some()
+            && let Some(report) = self.look_for_room(limits.checkout, now)
+        {
+            return Err(Stop::Fatal(report));
         }
         if let Server::Waiting(wait) = &self.server
             && let Some(router) = &mut self.router

@@ -76,8 +76,21 @@ impl Relay {
         self.starved.as_ref().map(|starved| (starved.since, starved.looked))
     }
 
-    /// It has waited too long: what it keeps may be what others wait for.
-    pub(super) fn out_of_memory(&self, waited: Duration) -> Report {
+    /// Looks after one that waits, which must not be for longer than `limit`: what it keeps may be what others wait for. Gives
+    /// what it is told at the end of that.
+    pub(super) fn look_for_room(&mut self, limit: Duration, now: Instant) -> Option<Report> {
+        let starved = self.starved.as_mut()?;
+        // Whether it is still there will be seen where it is read; it may be that something else keeps it from that by now.
+        starved.looked = now;
+        let waited = now.saturating_duration_since(starved.since);
+        if !self.allotment.budget().is_exhausted() {
+            self.starved = None;
+            return None;
+        }
+        (!limit.is_zero() && waited >= limit).then(|| self.out_of_memory(waited))
+    }
+
+    fn out_of_memory(&self, waited: Duration) -> Report {
         Report::as_postgres(SqlState::OUT_OF_MEMORY, "out of memory")
             .detail(format!(
                 "pg-ambassador: the buffers of all clients have kept {} bytes, as much as they may (buffer_limit), for {waited:?}.",
