@@ -484,6 +484,8 @@ fn who_leaves_while_a_command_runs_is_not_waited_for_and_a_pause_stays() {
     let mut console = console(&ambassador);
     console.send(&query("PAUSE"));
     wait_until("it is paused", || ambassador.metric("pg_ambassador_pool_paused") > 0.0);
+    // As libpq leaves.
+    console.send(&message(b'X', b""));
     drop(console);
     wait_until("it is noticed", || ambassador.log().contains("who waits for a console command has left"));
     client.query("commit");

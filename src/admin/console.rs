@@ -277,7 +277,7 @@ impl Session {
             if let Ok(answer) = tokio::time::timeout(LOOK, &mut command).await {
                 return answer;
             }
-            if self.stream.is_closed() {
+            if self.stream.is_ending() {
                 tracing::info!(user = self.user, "who waits for a console command has left");
                 return Err(error("nobody waits for the command any more"));
             }

@@ -388,6 +388,10 @@ impl Relay {
         let mut step = Step::Stuck;
         self.clock.step = None;
         if let Some(limits) = self.listed.entry.take_limits() {
+            if self.upstream.limits.query.is_zero() && self.session.completed() > 0 {
+                // When the request began that runs now nobody has noted.
+                self.clock.answered = (self.session.completed(), Some(self.clock.now()));
+            }
             self.upstream.limits = limits;
         }
         let order = self.listed.entry.ordered();
@@ -580,7 +584,7 @@ impl Relay {
                 Ok(taken) => {
                     if server.side.is_free() {
                         pace.is_over();
-                    } else if stream.tls().is_none() && !server.side.is_streaming() {
+                    } else if stream.tls().is_none() && read < portion && !server.side.is_streaming() {
                         // To encrypt much at once takes longer than to do it piece by piece, while it is in the cache.
                         pace.goes_on(read);
                     }
@@ -1005,7 +1009,7 @@ impl Relay {
         // Answers that the client does not take keep it from asking for more.
         if self.output.len() > UNREAD_OUTPUT || (!self.output.is_empty() && matches!(self.server, Server::None)) {
             // Nor does who has left take them, and the server is somebody else's then (faults.md F26).
-            if self.stream.may_be_readable() && self.stream.has_left() {
+            if !matches!(self.server, Server::None) && self.stream.may_be_readable() && self.stream.has_left() {
                 return Err(Stop::Client(End::Left));
             }
             return Ok(Step::Stuck);

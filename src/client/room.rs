@@ -13,8 +13,6 @@ pub(super) struct Starved {
     since: Instant,
     /// When it was last looked at.
     looked: Instant,
-    /// Which round of the budget's wakes it waits for.
-    round: u64,
 }
 
 /// How often it is looked whether a client that is not read is still there: what it does is not heard of then.
@@ -60,9 +58,9 @@ impl Relay {
         // Who has left is read to its end: that makes room.
         if self.keeps() > UNCOUNTED && !self.stream.is_ending() {
             let now = Instant::now();
-            let starved = self.starved.get_or_insert_with(|| Box::new(Starved { since: now, looked: now, round: 0 }));
+            let starved = self.starved.get_or_insert_with(|| Box::new(Starved { since: now, looked: now }));
             starved.looked = now;
-            if self.allotment.budget().wait(cx.waker(), &mut starved.round) {
+            if self.allotment.wait(cx.waker()) {
                 return true;
             }
         }

@@ -70,7 +70,7 @@ impl Budget {
 
     /// Wakes the task when there is room again, unless it is there already: then the answer is no. `round` is 0 at first,
     /// and belongs to whoever waits.
-    pub fn wait(&self, waker: &Waker, round: &mut u64) -> bool {
+    fn wait(&self, waker: &Waker, round: &mut u64) -> bool {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.is_exhausted() {
             return false;
@@ -136,6 +136,8 @@ fn unlimited(limit: usize) -> usize {
 pub struct Allotment {
     budget: Arc<Budget>,
     bytes: usize,
+    /// In which round of wakes its connection is waiting, or was last.
+    round: u64,
 }
 
 /// What a connection may keep without being counted, in bytes: most keep something for less than a turn of the event loop,
@@ -145,13 +147,18 @@ pub const UNCOUNTED: usize = 16 * 1024;
 impl Allotment {
     /// Nothing of `budget`.
     pub fn new(budget: &Arc<Budget>) -> Self {
-        Self { budget: Arc::clone(budget), bytes: 0 }
+        Self { budget: Arc::clone(budget), bytes: 0, round: 0 }
     }
 
     /// What it is of.
     #[inline]
     pub fn budget(&self) -> &Budget {
         &self.budget
+    }
+
+    /// Wakes the task of its connection when there is room again, unless it is there already: then the answer is no.
+    pub fn wait(&mut self, waker: &Waker) -> bool {
+        self.budget.wait(waker, &mut self.round)
     }
 
     /// Says how many bytes the connection keeps now.

@@ -193,7 +193,9 @@ impl Stream {
                 return Poll::Ready(Ok(filled));
             }
             let ended = ready!(scratch::with_cipher(|cipher| -> Poll<io::Result<bool>> {
-                let read = ready!(socket.poll_read(cx, cipher, reading))?;
+                // No more than there is room for: what is left over would have to be kept.
+                let most = cipher.len().min(buf.len());
+                let read = ready!(socket.poll_read(cx, &mut cipher[..most], reading))?;
                 if read == 0 {
                     return Poll::Ready(Ok(true));
                 }
