@@ -354,13 +354,11 @@ impl Relay {
     /// Goes on as far as it can; ready when the connection is to end. A panic is a bug of ours; it shall cost this client
     /// its connection and nobody else anything.
     fn poll_guarded(&mut self, cx: &mut Context<'_>) -> Poll<Stop> {
-        let poll = std::panic::catch_unwind(AssertUnwindSafe(|| self.poll(cx))).unwrap_or_else(|_| {
+        std::panic::catch_unwind(AssertUnwindSafe(|| self.poll(cx))).unwrap_or_else(|_| {
             self.server = Server::None;
             self.output.clear();
             Poll::Ready(Stop::Panicked)
-        });
-        self.account();
-        poll
+        })
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Stop> {
@@ -373,11 +371,14 @@ impl Relay {
                     return Poll::Pending;
                 }
                 Ok(Step::Progress) => {}
-                Ok(Step::Stuck) => match self.poll_timer(cx) {
-                    Ok(Step::Progress) => {}
-                    Ok(Step::Stuck) => return Poll::Pending,
-                    Err(stop) => return Poll::Ready(stop),
-                },
+                Ok(Step::Stuck) => {
+                    self.account();
+                    match self.poll_timer(cx) {
+                        Ok(Step::Progress) => {}
+                        Ok(Step::Stuck) => return Poll::Pending,
+                        Err(stop) => return Poll::Ready(stop),
+                    }
+                }
                 Err(stop) => return Poll::Ready(stop),
             }
         }

@@ -7,7 +7,7 @@ use crate::wire::{Report, SqlState};
 use std::task::Context;
 use std::time::{Duration, Instant};
 
-/// A client that is not read for want of room.
+/// A client that is not read for want of room, or may come to that.
 #[derive(Debug)]
 pub(super) struct Starved {
     since: Instant,
@@ -42,6 +42,16 @@ impl Relay {
     #[inline]
     pub(super) fn account(&mut self) {
         self.allotment.set(self.keeps());
+        if self.input.capacity() > UNCOUNTED && self.starved.is_none() {
+            self.watch();
+        }
+    }
+
+    /// Looks after one in the middle of a large message: it may fall silent, and keep for ever what others wait for.
+    #[cold]
+    fn watch(&mut self) {
+        let now = Instant::now();
+        self.starved = Some(Box::new(Starved { since: now, looked: now }));
     }
 
     /// Whether it keeps so much that it must not be read now. It is woken when it may be.
@@ -56,7 +66,7 @@ impl Relay {
     #[cold]
     fn has_to_wait(&mut self, cx: &Context<'_>) -> bool {
         // Who has left is read to its end: that makes room.
-        if self.keeps() > UNCOUNTED && !self.stream.is_ending() {
+        if self.allotment.budget().is_exhausted() && self.keeps() > UNCOUNTED && !self.stream.is_ending() {
             let now = Instant::now();
             let starved = self.starved.get_or_insert_with(|| Box::new(Starved { since: now, looked: now }));
             starved.looked = now;
@@ -82,7 +92,11 @@ impl Relay {
         starved.looked = now;
         let waited = now.saturating_duration_since(starved.since);
         if !self.allotment.budget().is_exhausted() {
-            self.starved = None;
+            // There is room. Only who still keeps a part of a large message is looked after further.
+            starved.since = now;
+            if self.input.capacity() <= UNCOUNTED {
+                self.starved = None;
+            }
             return None;
         }
         (!limit.is_zero() && waited >= limit).then(|| self.out_of_memory(waited))
