@@ -460,19 +460,22 @@ fn the_name_that_a_client_gives_its_application_is_shown_and_the_names_of_its_po
     let ambassador = Ambassador::start(&[&url, "--pool-size", "1"]);
     let mut client =
         Client::login(ambassador.port, &[("user", "ann"), ("database", "shop"), ("application_name", "a")]);
-    let shown = |table: &str| {
-        let row = ambassador.show(table).pop().unwrap();
-        [1, 2, 18].map(|column| row[column].clone().unwrap())
+    // The console is served by another thread, which may be a moment ahead.
+    let shown = |table: &str, expected: [&str; 3]| {
+        wait_until(&format!("SHOW {table} has {expected:?}"), || {
+            ambassador.show(table).pop().is_some_and(|row| [1, 2, 18].map(|at| row[at].clone().unwrap()) == expected)
+        });
     };
-    assert_eq!(shown("CLIENTS"), ["ann", "shop", "a"]);
+    shown("CLIENTS", ["ann", "shop", "a"]);
     client.query("set application_name = 'b'");
-    assert_eq!(shown("CLIENTS"), ["ann", "shop", "b"]);
+    shown("CLIENTS", ["ann", "shop", "b"]);
     client.query("begin; set local application_name = 'c'");
-    assert_eq!(shown("CLIENTS"), ["ann", "shop", "c"]);
-    assert_eq!(shown("SERVERS"), ["ann", "shop", "c"], "who has it, by the names that SHOW POOLS has");
+    shown("CLIENTS", ["ann", "shop", "c"]);
+    // Who has it, by the names that SHOW POOLS has.
+    shown("SERVERS", ["ann", "shop", "c"]);
     client.query("rollback");
-    assert_eq!(shown("CLIENTS"), ["ann", "shop", "b"]);
-    assert_eq!(shown("SERVERS")[2], "");
+    shown("CLIENTS", ["ann", "shop", "b"]);
+    shown("SERVERS", ["ann", "shop", ""]);
 }
 
 #[test]
