@@ -10,6 +10,11 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 /// Connections that may wait to be accepted. The kernel caps it at `net.core.somaxconn`.
 const BACKLOG: u32 = 4096;
 
+/// How long a connection may stay without a byte from the client until it is accepted all the same, in seconds. A PostgreSQL
+/// client speaks first; accepting it before that is a wake-up of the worker, a read and a wait for nothing.
+#[cfg(target_os = "linux")]
+const DEFER_ACCEPT: u32 = 1;
+
 /// A bound socket that no runtime knows yet.
 #[derive(Debug)]
 pub enum Bound {
@@ -40,6 +45,8 @@ impl Bound {
         }
         socket.set_nonblocking(true)?;
         options.apply(&socket)?;
+        #[cfg(target_os = "linux")]
+        defer::defer_accept(&socket);
         socket.bind(&address.into())?;
         socket.listen(i32::try_from(BACKLOG).unwrap_or(i32::MAX))?;
         Ok(Self::Tcp(socket.into()))
@@ -131,9 +138,48 @@ impl Accepted {
     }
 }
 
+/// The one socket option that neither socket2 nor rustix knows, and that std does not give to everybody yet
+/// (`TcpStreamExt::set_deferaccept`).
+#[cfg(target_os = "linux")]
+mod defer {
+    use nix::{getsockopt_impl, libc, setsockopt_impl, sockopt_impl};
+
+    sockopt_impl!(
+        /// `TCP_DEFER_ACCEPT`, tcp(7): a connection is accepted when its first bytes are there.
+        DeferAccept,
+        Both,
+        libc::IPPROTO_TCP,
+        libc::TCP_DEFER_ACCEPT,
+        u32
+    );
+
+    /// Has connections wait until their first bytes are there. It saves time and is not needed: where it is refused, all works
+    /// without.
+    pub(super) fn defer_accept(socket: &impl std::os::fd::AsFd) {
+        let _ = nix::sys::socket::setsockopt(socket, DeferAccept, &super::DEFER_ACCEPT);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_client_is_accepted_when_it_has_said_something() {
+        use std::io::{Read, Write};
+        let Ok(Bound::Tcp(listener)) = Bound::tcp("127.0.0.1:0".parse().unwrap(), &SocketOptions::default()) else {
+            panic!("no listener");
+        };
+        let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        // Connected, as far as the client can tell.
+        assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        client.write_all(b"hello").unwrap();
+        let (mut accepted, _) = listener.accept().unwrap();
+        let mut received = [0; 5];
+        accepted.read_exact(&mut received).unwrap();
+        assert_eq!(&received, b"hello");
+    }
 
     #[test]
     fn a_file_that_is_no_socket_is_left_alone() {
