@@ -1,7 +1,6 @@
 //! Randomness that nobody can guess, from the system.
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use base64ct::{Base64, Encoding};
 use std::cell::RefCell;
 use zeroize::Zeroize;
 
@@ -38,7 +37,7 @@ pub fn bytes<const N: usize>() -> [u8; N] {
 
 /// A nonce for a SCRAM exchange, in printable form.
 pub fn nonce() -> String {
-    BASE64.encode(bytes::<18>())
+    Base64::encode_string(&bytes::<18>())
 }
 
 #[cfg(test)]

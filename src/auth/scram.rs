@@ -3,14 +3,13 @@
 //! The server's side works from a verifier and never sees a password; what it learns from a client's proof (the
 //! client key) is enough to log in to a server that has the same verifier. The client's side works from either.
 
+use crate::secret;
 use aws_lc_rs::{digest, hmac, pbkdf2};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use base64ct::{Base64, Encoding};
 use std::borrow::Cow;
 use std::num::NonZeroU32;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
-use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// The mechanism without channel binding.
@@ -24,6 +23,8 @@ const MAX_ITERATIONS: u32 = 100_000;
 /// Longest nonce or salt that is looked at, in bytes (CVE-2026-6665).
 const MAX_FIELD: usize = 1024;
 const KEY: usize = 32;
+/// The length of a key in base64.
+const ENCODED_KEY: usize = KEY.div_ceil(3) * 4;
 
 /// Why an exchange failed. The peer is told as little as PostgreSQL tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -119,7 +120,7 @@ fn decode(text: &str) -> Result<Vec<u8>, ScramError> {
     if text.len() > MAX_FIELD {
         return Err(ScramError::Bounds);
     }
-    BASE64.decode(text).map_err(|_| ScramError::Malformed)
+    Base64::decode_vec(text).map_err(|_| ScramError::Malformed)
 }
 
 fn decode_key(text: &str) -> Result<[u8; KEY], ScramError> {
@@ -128,10 +129,8 @@ fn decode_key(text: &str) -> Result<[u8; KEY], ScramError> {
     }
     // One byte more than a key has, which is what base64 of a key could be the beginning of.
     let mut bytes = [0; KEY + 1];
-    match BASE64.decode_slice(text, &mut bytes) {
-        Ok(KEY) => Ok(std::array::from_fn(|i| bytes[i])),
-        Ok(_) | Err(_) => Err(ScramError::Malformed),
-    }
+    let key = Base64::decode(text, &mut bytes).map_err(|_| ScramError::Malformed)?;
+    key.try_into().map_err(|_| ScramError::Malformed)
 }
 
 impl Keys {
@@ -181,7 +180,7 @@ impl Verifier {
     pub fn fits(&self, password: &str) -> bool {
         let Some(iterations) = NonZeroU32::new(self.iterations) else { return false };
         let keys = Keys::derive(password, &self.salt, iterations);
-        sha256(&keys.client_key).ct_eq(&self.stored_key).into()
+        secret::is_same(&sha256(&keys.client_key), &self.stored_key)
     }
 
     /// A verifier for a user that does not exist, as [`Mock`] makes it.
@@ -239,12 +238,12 @@ impl Mock {
 
 /// The attributes that the server's first message ends with.
 fn parameters(salt: &[u8], iterations: u32) -> String {
-    format!("s={},i={iterations}", BASE64.encode(salt))
+    format!("s={},i={iterations}", Base64::encode_string(salt))
 }
 
 impl std::fmt::Display for Verifier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let [salt, stored, server] = [&self.salt[..], &self.stored_key, &self.server_key].map(|b| BASE64.encode(b));
+        let [salt, stored, server] = [&self.salt[..], &self.stored_key, &self.server_key].map(Base64::encode_string);
         write!(f, "SCRAM-SHA-256${}:{salt}${stored}:{server}", self.iterations)
     }
 }
@@ -297,7 +296,7 @@ impl ServerExchange {
             // "I could, but you cannot": a lie told by someone in between, if we did offer it.
             ("y", false, None) => "eSws".into(),
             ("p=tls-server-end-point", true, Some(end_point)) => {
-                BASE64.encode([flag.as_bytes(), b",,", end_point].concat()).into()
+                Base64::encode_string(&[flag.as_bytes(), b",,", end_point].concat()).into()
             }
             ("n" | "y" | "p=tls-server-end-point", ..) => return Err(ScramError::Binding),
             _ => return Err(ScramError::Malformed),
@@ -329,7 +328,8 @@ impl ServerExchange {
     /// Takes the client's proof; gives our final message, and the keys that log in elsewhere as this user.
     pub fn finish(self, client_final: &[u8]) -> Result<(String, Keys), ScramError> {
         let text = std::str::from_utf8(client_final).map_err(|_| ScramError::Malformed)?;
-        let (without_proof, proof) = text.rsplit_once(",p=").ok_or(ScramError::Malformed)?;
+        let (without_proof, proof) = text.rsplit_once(',').ok_or(ScramError::Malformed)?;
+        let proof = proof.strip_prefix("p=").ok_or(ScramError::Malformed)?;
         let mut fields = without_proof.split(',');
         let binding = attribute(&mut fields, "c")?;
         let nonce = attribute(&mut fields, "r")?;
@@ -345,14 +345,15 @@ impl ServerExchange {
         let ready = verifier.ready();
         let signature = sign(&ready.stored_key, auth_message.as_bytes());
         let client_key = xor(&proof, &signature);
-        if !bool::from(sha256(&client_key).ct_eq(&verifier.stored_key)) {
+        if !secret::is_same(&sha256(&client_key), &verifier.stored_key) {
             return Err(ScramError::Proof);
         }
         let server_signature = sign(&ready.server_key, auth_message.as_bytes());
         let keys = Keys { client_key, server_key: verifier.server_key };
-        let mut last = String::with_capacity(2 + KEY.div_ceil(3) * 4);
+        let mut last = String::with_capacity(2 + ENCODED_KEY);
         last.push_str("v=");
-        BASE64.encode_string(server_signature, &mut last);
+        let mut encoded = [0; ENCODED_KEY];
+        last.push_str(Base64::encode(&server_signature, &mut encoded).unwrap_or_default());
         Ok((last, keys))
     }
 }
@@ -397,7 +398,7 @@ pub struct ClientFirst {
 impl ClientFirst {
     /// Starts an exchange.
     pub fn start(binding: Binding<'_>, nonce: String) -> Self {
-        Self { header: binding.header(), binding: BASE64.encode(binding.data()), nonce }
+        Self { header: binding.header(), binding: Base64::encode_string(&binding.data()), nonce }
     }
 
     /// Our first message. PostgreSQL takes the user from the startup packet.
@@ -445,7 +446,7 @@ impl Challenge {
         let signature = hmac_sha256(&sha256(&keys.client_key), auth_message.as_bytes());
         let proof = xor(&keys.client_key, &signature);
         let expected = hmac_sha256(&keys.server_key, auth_message.as_bytes());
-        (format!("{},p={}", self.without_proof, BASE64.encode(proof)), ServerFinal { expected })
+        (format!("{},p={}", self.without_proof, Base64::encode_string(&proof)), ServerFinal { expected })
     }
 }
 
@@ -459,7 +460,7 @@ impl ServerFinal {
     pub fn verify(self, server_final: &[u8]) -> Result<(), ScramError> {
         let text = std::str::from_utf8(server_final).map_err(|_| ScramError::Malformed)?;
         let signature = decode_key(attribute(&mut text.split(','), "v")?)?;
-        if signature.ct_eq(&self.expected).into() { Ok(()) } else { Err(ScramError::Server) }
+        if secret::is_same(&signature, &self.expected) { Ok(()) } else { Err(ScramError::Server) }
     }
 }
 
@@ -573,7 +574,7 @@ mod tests {
         let challenge = first.challenge(b"r=abcd,s=AAAA,i=4096").unwrap();
         let keys = Keys::derive("x", &challenge.salt, challenge.iterations);
         let (_, last) = challenge.prove(&keys);
-        assert_eq!(last.verify(format!("v={}", BASE64.encode([0; 32])).as_bytes()), Err(ScramError::Server));
+        assert_eq!(last.verify(format!("v={}", Base64::encode_string(&[0; 32])).as_bytes()), Err(ScramError::Server));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::limits::Limits;
 use crate::pool::Keeper;
 use crate::random;
+use crate::secret;
 use crate::server::ServerEntry;
 use crate::server::entry::CancelOnItsWay;
 use crate::session::Pins;
@@ -422,10 +423,9 @@ impl Clients {
 
     /// The client with this key. The secret is compared in the same time whatever it is.
     pub fn find(&self, key: &CancelKey) -> Option<Arc<ClientEntry>> {
-        use subtle::ConstantTimeEq;
         let shard = lock(self.shard(key.pid));
         let found = shard.get(&key.pid)?;
-        bool::from(found.key.secret.ct_eq(&key.secret)).then(|| Arc::clone(found))
+        secret::is_same(&found.key.secret, &key.secret).then(|| Arc::clone(found))
     }
 
     /// All clients, in the order in which they came.

@@ -11,7 +11,7 @@ use crate::pool::directory::{NoSuchDatabase, Purpose, Replication};
 use crate::pool::{Full, LeaseError, Member, Pool, PoolSet, Welcome};
 use crate::random;
 use crate::routing::Preference;
-use crate::secret::SecretString;
+use crate::secret::{SecretString, is_same};
 use crate::session::settings::Settings;
 use crate::session::{Params, PoolMode, Session};
 use crate::wire::frame::{self, HEADER};
@@ -398,7 +398,6 @@ impl<'a> Visitor<'a> {
     /// `slow`: some passwords are checked by verifiers, which takes long enough to tell who is known by. So it is done for
     /// all then.
     async fn password(&mut self, startup: &Startup, secret: Option<Arc<Secret>>, slow: bool) -> Result<Proof, Ended> {
-        use subtle::ConstantTimeEq;
         let message = self.ask(AuthRequest::Cleartext).await?;
         let password = frontend::password(&message).ok().and_then(|p| std::str::from_utf8(p).ok()).unwrap_or_default();
         if password.is_empty() {
@@ -418,10 +417,10 @@ impl<'a> Visitor<'a> {
             None => false,
         };
         let right = match secret.as_deref() {
-            Some(Secret::Password(known, _)) => bool::from(known.expose().as_bytes().ct_eq(password.as_bytes())),
-            Some(Secret::Md5(stored)) => bool::from(
-                auth::md5::stored(&startup.user, password.as_bytes()).as_bytes().ct_eq(stored.expose().as_bytes()),
-            ),
+            Some(Secret::Password(known, _)) => is_same(known.expose().as_bytes(), password.as_bytes()),
+            Some(Secret::Md5(stored)) => {
+                is_same(auth::md5::stored(&startup.user, password.as_bytes()).as_bytes(), stored.expose().as_bytes())
+            }
             Some(Secret::Scram(_)) => fits,
             None => false,
         };
