@@ -29,6 +29,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 /// A certificate that ends within this time should be renewed by now: those who do it by themselves do it weeks before.
@@ -158,6 +159,7 @@ impl Ambassador {
             login_timeout: config.login_timeout,
             console: Arc::clone(&console) as Arc<dyn crate::client::Console>,
             mock: Mock::new(&random::bytes()),
+            slow_checks: Arc::new(Semaphore::new(turns_of_hashing())),
             names: crate::client::Names::default(),
             sources: std::sync::Mutex::default(),
             counters: crate::client::Counters::default(),
@@ -378,6 +380,11 @@ impl Ambassador {
 type Opened = (Vec<Entrance>, Vec<(Option<Vec<SocketAddr>>, Arc<Door>)>, Option<SocketFile>);
 
 /// Opens every listener.
+/// How many passwords are hashed at a time: on half of the processors, as the others serve who is in.
+fn turns_of_hashing() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
+}
+
 fn bind(config: &Config) -> Result<Opened, StartError> {
     let tls = config.tls.as_ref().map(load_door).transpose();
     let tls = tls.map_err(|error| StartError::Tls { what: "tls".into(), error })?;

@@ -131,19 +131,65 @@ fn i18_a_wrong_password_and_an_unknown_user_cannot_be_told_apart() {
     }
     // The salt of a mock exchange stays the same, as a real user's does.
     let front = front("scram-sha-256", &file, &[]);
-    let salt = |user: &str| {
-        let mut client = Client::connect(front.port);
-        client.send(&startup(&[("user", user), ("database", "postgres")]));
-        client.read().unwrap();
-        let text = "n,,n=,r=abcdefgh";
-        client.send(&message(b'p', &[&cstr("SCRAM-SHA-256")[..], &[0, 0, 0, 16], text.as_bytes()].concat()));
-        let challenge = String::from_utf8(client.read().unwrap().body[4..].to_vec()).unwrap();
-        challenge.split(',').skip(1).map(str::to_owned).collect::<Vec<_>>()
-    };
-    assert_eq!(salt("nobody"), salt("nobody"));
-    assert_ne!(salt("nobody"), salt("nobody2"));
-    assert_eq!(salt("nobody")[0].len(), salt("plain")[0].len());
-    assert_eq!(salt("nobody")[1], salt("plain")[1]);
+    let asked = |user: &str| asked_by_scram(front.port, user);
+    assert_eq!(asked("nobody"), asked("nobody"));
+    assert_ne!(asked("nobody"), asked("nobody2"));
+    assert_eq!(asked("nobody")[0].len(), asked("plain")[0].len());
+    assert_eq!(asked("nobody")[1], asked("plain")[1]);
+}
+
+/// Salt and iterations that a user is asked to hash the password with, as they stand in the message.
+fn asked_by_scram(port: u16, user: &str) -> Vec<String> {
+    let mut client = Client::connect(port);
+    client.send(&startup(&[("user", user), ("database", "postgres")]));
+    client.read().unwrap();
+    let text = "n,,n=,r=abcdefgh";
+    client.send(&message(b'p', &[&cstr("SCRAM-SHA-256")[..], &[0, 0, 0, 16], text.as_bytes()].concat()));
+    let challenge = String::from_utf8(client.read().unwrap().body[4..].to_vec()).unwrap();
+    challenge.split(',').skip(1).map(str::to_owned).collect()
+}
+
+/// A list whose users have verifiers of so many iterations.
+fn users_hashed(dir: &Dir, iterations: u32) -> String {
+    let verifier = Verifier::new("secret", b"0123456789abcdef", NonZeroU32::new(iterations).unwrap());
+    let list = format!("\"ann\" \"{verifier}\"\n\"bob\" \"{verifier}\"\n\"cy\" \"{}\"\n", self::verifier("secret"));
+    dir.write("hashed.txt", &list).display().to_string()
+}
+
+#[test]
+fn i18_an_unknown_user_is_asked_for_as_many_iterations_as_most_others() {
+    let dir = Dir::new();
+    let front = front("scram-sha-256", &users_hashed(&dir, 10_000), &[]);
+    let iterations = |user: &str| asked_by_scram(front.port, user)[1].clone();
+    assert_eq!(iterations("ann"), "i=10000");
+    assert_eq!(iterations("nobody"), "i=10000");
+    assert_eq!(iterations("cy"), format!("i={DEFAULT_ITERATIONS}"));
+}
+
+/// Each of these logins takes a processor for tens of milliseconds.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_burst_of_logins_whose_passwords_are_hashed_takes_turns() {
+    let logins = std::thread::available_parallelism().map_or(24, |cores| (4 * cores.get()).max(24));
+    let dir = Dir::new();
+    let front = front("password", &users_hashed(&dir, 100_000), &[]);
+    let threads = || std::fs::read_dir(format!("/proc/{}/task", front.pid())).unwrap().count();
+    let before = threads();
+    let mut clients: Vec<_> = (0..logins)
+        .map(|n| {
+            let mut client = Client::connect(front.port);
+            client.send(&startup(&[("user", "ann"), ("database", "postgres")]));
+            assert_eq!(client.read().unwrap().tag, b'R');
+            client.send(&message(b'p', &cstr(if n % 2 == 0 { "secret" } else { "wrong" })));
+            client
+        })
+        .collect();
+    for (n, client) in clients.iter_mut().enumerate() {
+        let answer = client.read().unwrap();
+        assert_eq!(answer.tag, if n % 2 == 0 { b'R' } else { b'E' }, "{answer:?}");
+    }
+    // A thread that has hashed stays for a while, and is not always the next one that does.
+    assert!(threads() < before + logins / 2, "{before} threads, and then {}", threads());
 }
 
 #[test]

@@ -185,7 +185,12 @@ impl Verifier {
 
     /// A verifier for a user that does not exist, as [`Mock`] makes it.
     pub fn mock(user: &str, process_secret: &[u8; KEY]) -> Self {
-        Mock::new(process_secret).verifier(user)
+        Mock::new(process_secret).verifier(user, DEFAULT_ITERATIONS)
+    }
+
+    /// How often it has a password hashed.
+    pub fn iterations(&self) -> u32 {
+        self.iterations
     }
 
     fn ready(&self) -> &Ready {
@@ -221,10 +226,10 @@ impl Mock {
         Self { salts, stored_key: keys[0], server_key: keys[1], signers }
     }
 
-    /// The verifier of a user.
-    pub fn verifier(&self, user: &str) -> Verifier {
+    /// The verifier of a user, with as many iterations as those of others have.
+    pub fn verifier(&self, user: &str, iterations: u32) -> Verifier {
         let salt = sign(&self.salts, user.as_bytes())[..16].to_vec();
-        let (iterations, [stored_key, server_key]) = (DEFAULT_ITERATIONS, self.signers.clone());
+        let [stored_key, server_key] = self.signers.clone();
         let ready = Ready { stored_key, server_key, parameters: parameters(&salt, iterations) };
         Verifier {
             iterations,
@@ -503,7 +508,9 @@ mod tests {
     fn i18_whoever_does_not_exist_has_the_same_verifier_each_time_and_another_than_others() {
         let mock = Mock::new(&[7; 32]);
         let first_message = |user: &str| {
-            let exchange = ServerExchange::start(b"n,,n=,r=abc", mock.verifier(user), None, false, "def").unwrap();
+            let exchange =
+                ServerExchange::start(b"n,,n=,r=abc", mock.verifier(user, DEFAULT_ITERATIONS), None, false, "def")
+                    .unwrap();
             exchange.message().to_owned()
         };
         assert_eq!(first_message("ann"), first_message("ann"));

@@ -6,7 +6,7 @@
 use super::scram::{DEFAULT_ITERATIONS, Verifier};
 use crate::secret::SecretString;
 use foldhash::fast::RandomState;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
 use std::sync::{Arc, OnceLock};
 
@@ -77,7 +77,8 @@ pub struct UserListFault {
 #[derive(Debug, Default)]
 pub struct UserList {
     users: HashMap<String, Arc<Secret>, RandomState>,
-    has_verifiers: bool,
+    /// How many verifiers there are with so many iterations.
+    verifiers: BTreeMap<u32, usize>,
 }
 
 impl UserList {
@@ -108,7 +109,9 @@ impl UserList {
 
     /// Adds or replaces a user; gives what was known of it before.
     pub fn insert(&mut self, user: String, secret: Secret) -> Option<Arc<Secret>> {
-        self.has_verifiers |= matches!(secret, Secret::Scram(_));
+        if let Secret::Scram(verifier) = &secret {
+            *self.verifiers.entry(verifier.iterations()).or_default() += 1;
+        }
         self.users.insert(user, Arc::new(secret))
     }
 
@@ -119,7 +122,12 @@ impl UserList {
 
     /// Whether there is a SCRAM verifier among the secrets: to check a password by one takes long enough to be noticed.
     pub fn has_verifiers(&self) -> bool {
-        self.has_verifiers
+        !self.verifiers.is_empty()
+    }
+
+    /// The iterations of most of the SCRAM verifiers: who is not listed should not be told by another number.
+    pub fn usual_iterations(&self) -> u32 {
+        self.verifiers.iter().max_by_key(|(_, count)| **count).map_or(DEFAULT_ITERATIONS, |(iterations, _)| *iterations)
     }
 
     /// The users, in no order.

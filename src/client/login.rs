@@ -2,7 +2,7 @@
 
 use super::Context;
 use super::entry::{Identity, Listed};
-use crate::auth::scram::{SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ServerExchange};
+use crate::auth::scram::{SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ServerExchange, Verifier};
 use crate::auth::{self, Decision, Facts, Method, Secret, Transport};
 use crate::credentials::{PassThrough, Proof};
 use crate::net::tls::{self, ALPN};
@@ -21,6 +21,7 @@ use crate::wire::{FrontendTag, Report, SqlState, TxStatus, frontend};
 use rustls::ServerConfig;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
@@ -348,14 +349,41 @@ impl<'a> Visitor<'a> {
         self.password_message().await
     }
 
+    /// Does what is slow by design where nobody else waits for it, when it has a turn: a burst of logins must not take the
+    /// processors from those who are in.
+    #[cold]
+    fn off_the_worker<R: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> R + Send + 'static,
+    ) -> Pin<Box<dyn Future<Output = Option<R>> + Send>> {
+        let turns = Arc::clone(&self.context.slow_checks);
+        Box::pin(async move {
+            let turn = turns.acquire_owned().await.ok()?;
+            let work = tokio::task::spawn_blocking(move || {
+                let result = work();
+                // Here, as this goes on where nobody waits for it any more.
+                drop(turn);
+                result
+            });
+            work.await.ok()
+        })
+    }
+
+    /// The verifier that somebody plays against who is not known.
+    #[cold]
+    fn stand_in(&self, startup: &Startup) -> Arc<Verifier> {
+        let iterations = self.context.users().usual_iterations();
+        Arc::new(self.context.mock.verifier(&startup.user, iterations))
+    }
+
     async fn scram(&mut self, startup: &Startup, secret: Option<Arc<Secret>>) -> Result<Proof, Ended> {
         if let Some(secret) = secret.as_ref().filter(|secret| secret.is_underived()) {
             let secret = Arc::clone(secret);
-            off_the_worker(move || secret.verifier(random::bytes)).await;
+            self.off_the_worker(move || secret.verifier(random::bytes)).await;
         }
         let verifier = secret.and_then(|secret| secret.verifier(random::bytes));
         // Whoever is not known plays against a verifier that nobody has the password for (faults.md I18).
-        let verifier = verifier.unwrap_or_else(|| Arc::new(self.context.mock.verifier(&startup.user)));
+        let verifier = verifier.unwrap_or_else(|| self.stand_in(startup));
         let end_point = self.tls.as_ref().and_then(|tls| tls.end_point.clone());
         let mechanisms: &[&str] =
             if end_point.is_some() { &[SCRAM_SHA_256_PLUS, SCRAM_SHA_256] } else { &[SCRAM_SHA_256] };
@@ -405,14 +433,12 @@ impl<'a> Visitor<'a> {
         }
         let verifier = match secret.as_deref() {
             Some(Secret::Scram(verifier)) => Some(Arc::clone(verifier)),
-            Some(Secret::Password(..) | Secret::Md5(_)) | None => {
-                slow.then(|| Arc::new(self.context.mock.verifier(&startup.user)))
-            }
+            Some(Secret::Password(..) | Secret::Md5(_)) | None => slow.then(|| self.stand_in(startup)),
         };
         let fits = match verifier {
             Some(verifier) => {
                 let password = SecretString::new(password);
-                off_the_worker(move || verifier.fits(password.expose())).await.unwrap_or_default()
+                self.off_the_worker(move || verifier.fits(password.expose())).await.unwrap_or_default()
             }
             None => false,
         };
@@ -429,13 +455,6 @@ impl<'a> Visitor<'a> {
         }
         Ok(Proof::Password(SecretString::new(password)))
     }
-}
-
-/// Does what is slow by design where nobody else waits for it.
-#[cold]
-fn off_the_worker<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> impl Future<Output = Option<R>> {
-    let work = Box::pin(tokio::task::spawn_blocking(work));
-    async move { work.await.ok() }
 }
 
 fn silent(_: StartupError) -> Ended {

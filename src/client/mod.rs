@@ -37,6 +37,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// What serving clients needs.
 pub struct Context {
@@ -64,6 +65,8 @@ pub struct Context {
     pub console: Arc<dyn Console>,
     /// What users play against who are not known.
     pub mock: Mock,
+    /// Turns of hashing a password.
+    pub slow_checks: Arc<Semaphore>,
     /// Names that many clients share.
     pub names: Names,
     /// Sources of passed-through logins.
