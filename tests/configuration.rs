@@ -83,6 +83,14 @@ fn settings_beside_a_missing_url_are_not_called_unknown() {
 }
 
 #[test]
+fn an_empty_url_is_a_missing_one() {
+    for (args, env) in [(&["check", ""][..], &[][..]), (&["check"], &[("PG_AMBASSADOR_URL", "")])] {
+        let (good, said) = run(args, env);
+        assert!(!good && said.contains("there is nothing to connect to"), "{said}");
+    }
+}
+
+#[test]
 fn a_log_level_may_name_modules() {
     let text = "url = \"postgres://db\"\n[log]\nlevel = \"info,pg_ambassador::pool=debug\"\n";
     let file = tempfile(text);

@@ -623,7 +623,9 @@ impl Resolver {
             label(labels, &url);
             databases.extend(self.database(&name, url, &libpq, defaults, Some((&path, place))));
         }
-        if databases.is_empty() && self.0.raw_value("url").is_none() && self.0.tables("databases").is_empty() {
+        // One that is empty, as what a script has not filled in, is none.
+        let no_url = self.0.raw_value("url").is_none_or(|raw| raw.text().is_ok_and(str::is_empty));
+        if databases.is_empty() && no_url && self.0.tables("databases").is_empty() {
             self.0.fault(
                 Place::Nowhere("url".into()),
                 "there is nothing to connect to: give a URL such as postgres://host/database, set PG_AMBASSADOR_URL or \
