@@ -24,7 +24,9 @@ test: ## All tests, against real PostgreSQL servers
 
 lint: ## Formatting, clippy, documentation, licences and advisories
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --all-targets $(LOCKED) -- -D warnings
+	$(CARGO) check --manifest-path fuzz/Cargo.toml --target-dir $${CARGO_TARGET_DIR:-target} $(LOCKED)
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items $(LOCKED)
 	@$(MAKE) --no-print-directory deny
 
