@@ -496,3 +496,15 @@ fn who_leaves_while_a_command_runs_is_not_waited_for_and_a_pause_stays() {
     self::console(&ambassador).query("RESUME");
     assert_eq!(client.value("select 1"), "1");
 }
+
+#[test]
+fn f20_who_does_not_read_the_consoles_answers_is_let_go_and_keeps_nobody_waiting() {
+    let ambassador = Ambassador::start(&[&url(shared()), "--set", "client_write_timeout=500ms"]);
+    let mut silent = console(&ambassador);
+    // More than the socket's buffers take.
+    silent.send(&query("SHOW CONFIG").repeat(2000));
+    let mut other = console(&ambassador);
+    assert!(other.value("SHOW VERSION").contains("pg-ambassador"));
+    wait_until("it is let go", || ambassador.log().contains("a console session did not take its answers"));
+    assert!(other.value("SHOW VERSION").contains("pg-ambassador"));
+}

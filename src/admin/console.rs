@@ -170,6 +170,8 @@ impl Session {
         reply::ready(&mut self.output, TxStatus::Idle);
         loop {
             self.flush().await?;
+            // Others are served by this thread between two of many commands that were sent at once.
+            tokio::task::yield_now().await;
             let (tag, body) = match self.message().await? {
                 Some(message) => message,
                 None => return Ok(()),
@@ -206,9 +208,18 @@ impl Session {
         }
     }
 
+    /// Sends what is to be sent, to somebody who takes it.
     async fn flush(&mut self) -> io::Result<()> {
         let output = std::mem::take(&mut self.output);
-        self.stream.write_all(&output).await
+        let limit = self.operator.context.limits().client_write;
+        if limit.is_zero() {
+            return self.stream.write_all(&output).await;
+        }
+        let written = tokio::time::timeout(limit, self.stream.write_all(&output)).await;
+        written.unwrap_or_else(|_| {
+            tracing::info!(user = self.user, ?limit, "closed: a console session did not take its answers");
+            Err(io::ErrorKind::TimedOut.into())
+        })
     }
 
     /// Reads one message; none at the end of the connection, or when what comes is no message.
