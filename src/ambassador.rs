@@ -146,11 +146,12 @@ impl Ambassador {
         });
         let access_log = access_log.transpose()?;
         let console = Arc::new(SqlConsole::new(config.console.clone(), runtime.clone()));
+        let budget = Budget::new(config.buffer_limit);
         let context = Arc::new(Context {
             clients: Clients::new(config.max_clients),
             interners,
             directory,
-            hubs: Hubs::new(runtime, Habits::default()),
+            hubs: Hubs::new(runtime, Habits::default(), Arc::clone(&budget)),
             cancels: CancelLane::new(2 * config.directory.databases.iter().map(|d| d.pool.size).max().unwrap_or(1)),
             users: RwLock::new(Arc::clone(&config.auth.users)),
             auth_query: config.auth.query.clone(),
@@ -164,7 +165,7 @@ impl Ambassador {
             sources: std::sync::Mutex::default(),
             counters: crate::client::Counters::default(),
             access_log,
-            budget: Budget::new(config.buffer_limit),
+            budget,
             certificate_ends: AtomicU64::new(0),
             closed: std::sync::atomic::AtomicBool::new(false),
         });

@@ -6,6 +6,7 @@ use crate::support::{Ambassador, Client, PATIENCE, cluster, shared, url, wait_un
 use pg_ambassador::config::{self, Sources};
 use pg_ambassador::demo::cluster::Options;
 use pg_ambassador::listen::{Habits, Hubs, LIMIT, Listener, Missed, Status};
+use pg_ambassador::net::budget::Kept;
 use pg_ambassador::pool::directory::Purpose;
 use pg_ambassador::pool::{Directory, PoolSet};
 use pg_ambassador::session::Interners;
@@ -39,7 +40,7 @@ impl Exchange {
         let directory = Directory::new(&config.directory, interners, telemetry, handle.clone()).unwrap();
         let (end, ended) = oneshot::channel();
         std::thread::spawn(move || drop(runtime.block_on(ended)));
-        let hubs = Hubs::new(handle.clone(), habits);
+        let hubs = Hubs::new(handle.clone(), habits, Arc::default());
         Self { directory, hubs, runtime: handle, _end: end }
     }
 
@@ -83,7 +84,7 @@ impl Exchange {
 /// What has come, as channel and payload.
 fn mail(client: &Listener) -> Vec<(String, String)> {
     let frames = client.mailbox().take().unwrap();
-    let read = |frame: &Arc<[u8]>| {
+    let read = |frame: &Arc<Kept>| {
         assert_eq!(frame[0], b'A');
         let notification = backend::notification(&frame[5..]).unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

@@ -1,6 +1,7 @@
 //! Who listens to what, and what of it the connection has been told. Pure.
 
 use super::{Channel, Mailbox};
+use crate::net::budget::{Budget, Kept};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -18,6 +19,8 @@ pub(super) struct Board {
     stale: BTreeSet<Channel>,
     /// Channels that somebody listens to.
     heard: usize,
+    /// What waits for clients counts there.
+    budget: Arc<Budget>,
 }
 
 /// A channel.
@@ -30,6 +33,11 @@ struct Entry {
 }
 
 impl Board {
+    /// Nobody listens. What will wait for clients counts in `budget`.
+    pub(super) fn new(budget: Arc<Budget>) -> Self {
+        Self { budget, ..Self::default() }
+    }
+
     /// Channels that somebody listens to.
     pub(super) fn channels(&self) -> usize {
         self.heard
@@ -152,7 +160,7 @@ impl Board {
         if entry.subscribers.is_empty() {
             return 0;
         }
-        let frame: Arc<[u8]> = frame.into();
+        let frame = Arc::new(Kept::new(frame, &self.budget));
         entry.subscribers.values().filter(|(mailbox, opening)| mailbox.push(channel, *opening, &frame)).count()
     }
 }
@@ -285,7 +293,7 @@ mod tests {
         board.remove(&a, client.id);
         board.add(&a, &client, opening);
         assert_eq!(board.deliver(b"a", b"new"), 1);
-        assert_eq!(client.take().unwrap(), [Arc::from(&b"new"[..])]);
+        assert_eq!(client.take().unwrap(), [Arc::new(Kept::new(b"new", &Arc::default()))]);
     }
 
     #[test]

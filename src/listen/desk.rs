@@ -140,7 +140,7 @@ impl Desk {
             habits: hubs.habits,
             facts,
             inbox,
-            board: Board::default(),
+            board: Board::new(Arc::clone(&hubs.budget)),
             pools: HashMap::new(),
             pending: VecDeque::new(),
             flight: None,

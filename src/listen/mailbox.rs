@@ -1,6 +1,7 @@
 //! What has come for one client and was not yet given to it.
 
 use super::Channel;
+use crate::net::budget::Kept;
 use std::collections::VecDeque;
 use std::collections::hash_map::{Entry, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,12 +11,14 @@ use std::task::Waker;
 /// Bytes of notifications that may wait for one client. PostgreSQL itself has no limit for one session, but for all of
 /// them together: a queue of 8 GB (`max_notify_queue_pages`). Who is this far behind does not read at all.
 pub const LIMIT: usize = 16 * 1024 * 1024;
+/// The same while the buffers of all clients together are at their limit (faults.md F20).
+const LIMIT_WITHOUT_ROOM: usize = LIMIT / 16;
 
 /// Why a client has missed notifications: it must not go on as if nothing was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Missed {
     /// It left so many lying that they had to be dropped.
-    #[error("more than {LIMIT} bytes of notifications were not taken")]
+    #[error("more notifications were not taken than may be kept")]
     Overflow,
     /// Nobody listens for it any more: a bug of ours.
     #[error("a bug of the pooler ended the listening connection's task")]
@@ -37,7 +40,7 @@ pub struct Mailbox {
 
 #[derive(Debug, Default)]
 struct Inner {
-    mail: VecDeque<(Channel, Arc<[u8]>)>,
+    mail: VecDeque<(Channel, Arc<Kept>)>,
     /// Of `mail`.
     bytes: usize,
     missed: Option<Missed>,
@@ -92,7 +95,7 @@ impl Mailbox {
     ///
     /// # Errors
     /// Something was missed. The client must be told, and its connection end; nothing more will come.
-    pub fn take(&self) -> Result<VecDeque<Arc<[u8]>>, Missed> {
+    pub fn take(&self) -> Result<VecDeque<Arc<Kept>>, Missed> {
         let mut inner = self.inner();
         if let Some(missed) = inner.missed {
             return Err(missed);
@@ -151,12 +154,13 @@ impl Mailbox {
 
     /// Adds a frame of this channel, if the client has listened to it without a break since this opening; says whether it
     /// has.
-    pub(super) fn push(&self, channel: &Channel, opening: u64, frame: &Arc<[u8]>) -> bool {
+    pub(super) fn push(&self, channel: &Channel, opening: u64, frame: &Arc<Kept>) -> bool {
         let mut inner = self.inner();
         if inner.missed.is_some() || inner.channels.get(channel) != Some(&opening) {
             return false;
         }
-        let fits = inner.bytes + frame.len() <= LIMIT;
+        let limit = if frame.budget().is_exhausted() { LIMIT_WITHOUT_ROOM } else { LIMIT };
+        let fits = inner.bytes + frame.len() <= limit;
         if fits {
             inner.bytes += frame.len();
             inner.mail.push_back((Arc::clone(channel), Arc::clone(frame)));
@@ -206,7 +210,7 @@ impl Mailbox {
     pub(super) fn take_over(&self, other: &Self, mark: &[u8]) -> bool {
         // Both belong to the same client's task, and nobody else locks two.
         let (mut inner, mut from) = (self.inner(), other.inner());
-        let position = |mail: &VecDeque<(Channel, Arc<[u8]>)>| mail.iter().position(|(channel, _)| **channel == *mark);
+        let position = |mail: &VecDeque<(Channel, Arc<Kept>)>| mail.iter().position(|(channel, _)| **channel == *mark);
         let (Some(here), Some(there)) = (position(&inner.mail), position(&from.mail)) else { return false };
         let mut mail = std::mem::take(&mut from.mail);
         from.bytes = 0;
@@ -269,8 +273,8 @@ mod tests {
         (mailbox, bell)
     }
 
-    fn frame(bytes: &[u8]) -> Arc<[u8]> {
-        bytes.into()
+    fn frame(bytes: &[u8]) -> Arc<Kept> {
+        Arc::new(Kept::new(bytes, &Arc::default()))
     }
 
     #[test]
@@ -349,5 +353,26 @@ mod tests {
         mailbox.shut(vec![channel("a")]);
         assert!(mailbox.has_mail(), "the news must not be lost");
         assert_eq!((Arc::strong_count(&half), bell.0.load(Ordering::Relaxed)), (1, 1));
+    }
+
+    #[test]
+    fn f20_while_there_is_no_room_a_mailbox_holds_less_and_what_it_let_go_makes_room() {
+        let budget = crate::net::budget::Budget::new(LIMIT / 4);
+        let [(one, _), (other, _)] = [(); 2].map(|()| mailbox(&["a"]));
+        let mut sent = 0;
+        let mail = loop {
+            let mail = Arc::new(Kept::new(&[0; 8000], &budget));
+            if budget.is_exhausted() {
+                break mail;
+            }
+            assert!(one.push(&channel("a"), 1, &mail) && other.push(&channel("a"), 1, &mail));
+            sent += 1;
+        };
+        assert!(sent * 8000 > LIMIT / 5, "what two have counts once");
+        assert!(!one.push(&channel("a"), 1, &mail));
+        assert_eq!(one.take(), Err(Missed::Overflow));
+        assert_eq!(other.take().unwrap().len(), sent);
+        drop(mail);
+        assert_eq!(budget.taken(), 0);
     }
 }

@@ -22,6 +22,7 @@ mod mailbox;
 
 pub use mailbox::{LIMIT, Mailbox, Missed};
 
+use crate::net::budget::Budget;
 use crate::pool::{LeaseError, PoolSet};
 use crate::wire::{Report, SqlState};
 use desk::{Command, Desk, Pending};
@@ -76,6 +77,7 @@ impl Default for Habits {
 pub struct Hubs {
     runtime: Handle,
     habits: Habits,
+    budget: Arc<Budget>,
     hubs: Mutex<HashMap<Key, Arc<Hub>>>,
     closed: AtomicBool,
     totals: Totals,
@@ -140,11 +142,12 @@ pub struct Status {
 }
 
 impl Hubs {
-    /// No connections. The tasks of those to come run on `runtime`.
-    pub fn new(runtime: Handle, habits: Habits) -> Arc<Self> {
+    /// No connections. The tasks of those to come run on `runtime`; what they keep for clients counts in `budget`.
+    pub fn new(runtime: Handle, habits: Habits, budget: Arc<Budget>) -> Arc<Self> {
         Arc::new(Self {
             runtime,
             habits,
+            budget,
             hubs: Mutex::default(),
             closed: AtomicBool::new(false),
             totals: Totals::default(),

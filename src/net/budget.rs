@@ -32,13 +32,7 @@ struct Waiting {
 impl Budget {
     /// A budget of so many bytes; 0 is no limit.
     pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self {
-            limit: AtomicUsize::new(unlimited(limit)),
-            taken: AtomicUsize::new(0),
-            exhausted: AtomicBool::new(false),
-            times: AtomicU64::new(0),
-            waiting: Mutex::new(Waiting { round: 1, wakers: Vec::new() }),
-        })
+        Arc::new(Self { limit: AtomicUsize::new(unlimited(limit)), ..Self::default() })
     }
 
     /// The limit in bytes; `None` is none.
@@ -127,6 +121,19 @@ impl Budget {
     }
 }
 
+impl Default for Budget {
+    /// Without a limit.
+    fn default() -> Self {
+        Self {
+            limit: AtomicUsize::new(usize::MAX),
+            taken: AtomicUsize::new(0),
+            exhausted: AtomicBool::new(false),
+            times: AtomicU64::new(0),
+            waiting: Mutex::new(Waiting { round: 1, wakers: Vec::new() }),
+        }
+    }
+}
+
 fn unlimited(limit: usize) -> usize {
     if limit == 0 { usize::MAX } else { limit }
 }
@@ -188,6 +195,58 @@ impl Drop for Allotment {
     }
 }
 
+/// What several connections keep together. It counts once, from the first byte on, until the last of them has let it go.
+#[derive(Debug)]
+pub struct Kept {
+    bytes: Box<[u8]>,
+    budget: Arc<Budget>,
+}
+
+impl Kept {
+    /// What keeping it takes beside its bytes, about.
+    const BESIDE: usize = 64;
+
+    /// A copy of these bytes.
+    pub fn new(bytes: &[u8], budget: &Arc<Budget>) -> Self {
+        let kept = Self { bytes: bytes.into(), budget: Arc::clone(budget) };
+        budget.taken.fetch_add(kept.size(), Ordering::SeqCst);
+        budget.look();
+        kept
+    }
+
+    /// What it counts in.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    fn size(&self) -> usize {
+        self.bytes.len() + Self::BESIDE
+    }
+}
+
+impl PartialEq for Kept {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for Kept {}
+
+impl std::ops::Deref for Kept {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.budget.taken.fetch_sub(self.size(), Ordering::SeqCst);
+        self.budget.look();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,6 +277,21 @@ mod tests {
         assert!(!budget.is_exhausted(), "0 is no limit");
         drop(other);
         assert_eq!(budget.taken(), 0);
+    }
+
+    #[test]
+    fn what_several_keep_counts_once_until_the_last_has_let_it_go() {
+        let budget = Budget::new(1000);
+        let kept = Arc::new(Kept::new(&[1; 1000], &budget));
+        let other = Arc::clone(&kept);
+        assert_eq!(budget.taken(), 1000 + Kept::BESIDE);
+        assert!(budget.is_exhausted());
+        drop(kept);
+        assert_eq!(other[..], [1; 1000]);
+        assert!(budget.is_exhausted());
+        drop(other);
+        assert_eq!(budget.taken(), 0);
+        assert!(!budget.is_exhausted());
     }
 
     #[test]
