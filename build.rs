@@ -23,7 +23,8 @@ fn main() -> Result<(), Box<dyn error::Error>> {
     script.push_str("  }\n}\nINSERT BEFORE .text;\n");
     let path = PathBuf::from(env::var("OUT_DIR")?).join("layout.ld");
     fs::write(&path, script)?;
-    println!("cargo::rustc-link-arg-bins=-Wl,-T,{}", path.display());
+    println!("cargo::rustc-link-arg-bins=-T");
+    println!("cargo::rustc-link-arg-bins={}", path.display());
     Ok(())
 }
 
