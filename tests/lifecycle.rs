@@ -212,10 +212,15 @@ fn who_leaves_while_it_waits_for_the_end_of_its_login_gives_its_place_back() {
     drop(Client::new(ambassador.port));
     let mut console = Client::login(ambassador.port, &[("user", "ambassador"), ("database", "pgbouncer")]);
     console.query("PAUSE");
+    wait_until("the first one has left", || ambassador.show("CLIENTS").is_empty());
     // Settings that no server was asked about yet.
+    let accepted = || ambassador.metric("pg_ambassador_connections_accepted_total");
+    let before = accepted();
     let mut stranger = Client::connect(ambassador.port);
     let login = [("user", "postgres"), ("database", "postgres"), ("work_mem", "1234kB")];
     stranger.send(&startup(&login));
+    // Not by logging in: whoever does so before it has the only place.
+    wait_until("it was accepted", || accepted() > before);
     let known = [("user", "postgres"), ("database", "postgres")];
     wait_until("it has the place", || {
         Client::try_login(ambassador.port, &known).err().is_some_and(|error| error.code() == "53300")

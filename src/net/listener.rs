@@ -171,11 +171,14 @@ mod tests {
         let Ok(Bound::Tcp(listener)) = Bound::tcp("127.0.0.1:0".parse().unwrap(), &SocketOptions::default()) else {
             panic!("no listener");
         };
-        let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        // Connected, as far as the client can tell.
-        assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        listener.set_nonblocking(false).unwrap();
+        let connect = || std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        // Both are connected as far as they can tell, and the second one speaks first.
+        let (_silent, mut client) = (connect(), connect());
         client.write_all(b"hello").unwrap();
-        let (mut accepted, _) = listener.accept().unwrap();
+        let (mut accepted, peer) = listener.accept().unwrap();
+        assert_eq!(peer, client.local_addr().unwrap());
+        accepted.set_nonblocking(false).unwrap();
         let mut received = [0; 5];
         accepted.read_exact(&mut received).unwrap();
         assert_eq!(&received, b"hello");
