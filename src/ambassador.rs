@@ -380,12 +380,12 @@ impl Ambassador {
 /// What listening has made: the ways in, the doors whose TLS a reload changes, the unix socket's file.
 type Opened = (Vec<Entrance>, Vec<(Option<Vec<SocketAddr>>, Arc<Door>)>, Option<SocketFile>);
 
-/// Opens every listener.
 /// How many passwords are hashed at a time: on half of the processors, as the others serve who is in.
 fn turns_of_hashing() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
 }
 
+/// Opens every listener.
 fn bind(config: &Config) -> Result<Opened, StartError> {
     let tls = config.tls.as_ref().map(load_door).transpose();
     let tls = tls.map_err(|error| StartError::Tls { what: "tls".into(), error })?;
